@@ -1,0 +1,6 @@
+//! What both ends of ZEO know: ids, the wire, FileStorage records, the ring, and the seam to the
+//! machine.
+
+pub mod clock;
+pub mod ids;
+pub mod io;
