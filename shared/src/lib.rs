@@ -5,4 +5,6 @@ pub mod clock;
 pub mod ids;
 pub mod io;
 pub mod record;
+pub mod ring;
+pub mod uring;
 pub mod wire;
