@@ -4,7 +4,9 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod commit;
 pub mod config;
 pub mod log;
 pub mod pid;
 pub mod signals;
+pub mod storage;

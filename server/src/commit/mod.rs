@@ -1,0 +1,6 @@
+//! From `tpc_begin` to a durable, published transaction.
+//!
+//! [`draft`] gathers what a client sends, [`locks`] decides who may vote, [`thread`] writes.
+
+pub mod check;
+pub mod draft;
