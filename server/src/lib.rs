@@ -4,9 +4,18 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod clerk;
 pub mod commit;
 pub mod config;
+pub mod connection;
+pub mod limits;
 pub mod log;
+pub mod note;
 pub mod pid;
+pub mod reactor;
+pub mod reader;
+pub mod server;
+pub mod service;
+pub mod session;
 pub mod signals;
 pub mod storage;

@@ -4,3 +4,6 @@
 
 pub mod check;
 pub mod draft;
+pub mod keeper;
+pub mod locks;
+pub mod thread;
