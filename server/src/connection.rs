@@ -36,7 +36,7 @@ pub struct Connection {
     token: Token,
     /// The start of a message whose rest has not come, or messages that have to wait.
     inbound: Vec<u8>,
-    receiving: Option<Receiving>,
+    receipt: Receipt,
     /// Bytes that the ring is sending.
     sending: Option<usize>,
     /// When the peer must have made the next step that is expected of it.
@@ -49,6 +49,18 @@ pub struct Connection {
     pub alarm: Option<Duration>,
     /// Whether the reactor knows that there is something to send.
     pub noted: bool,
+}
+
+/// What the ring does about bytes for a connection. A stopped receive may still bring some, so no
+/// other is started before its last word: two at a time could bring a stream out of order.
+#[derive(Debug)]
+enum Receipt {
+    /// Nothing.
+    Idle,
+    /// It receives.
+    Going(Receiving),
+    /// It was asked to stop.
+    Stopping,
 }
 
 /// Buffers that connections of a reactor share, because most of them are idle.
@@ -83,7 +95,7 @@ impl Connection {
             socket: Rc::new(socket),
             token,
             inbound: Vec::new(),
-            receiving: None,
+            receipt: Receipt::Idle,
             sending: None,
             step_due: Some((due, "handshake and registration")),
             step_from: 0,
@@ -95,14 +107,22 @@ impl Connection {
 
     /// Receives, unless that goes on already or the session has enough to do.
     pub fn receive_more(&mut self, reactor: &mut Reactor) {
-        if self.receiving.is_none() && !self.session.is_busy() {
-            self.receiving = Some(reactor.receive(self.token, Rc::clone(&self.socket)));
+        if matches!(self.receipt, Receipt::Idle) && !self.session.is_busy() {
+            let receiving = reactor.receive(self.token, Rc::clone(&self.socket));
+            self.receipt = Receipt::Going(receiving);
         }
     }
 
     /// The ring receives no more for this connection.
     pub fn receiving_ended(&mut self) {
-        self.receiving = None;
+        self.receipt = Receipt::Idle;
+    }
+
+    fn stop_receiving(&mut self, reactor: &mut Reactor) {
+        if let Receipt::Going(receiving) = self.receipt {
+            reactor.stop_receiving(receiving);
+            self.receipt = Receipt::Stopping;
+        }
     }
 
     /// Takes bytes that have come.
@@ -129,10 +149,8 @@ impl Connection {
             self.parse_inbound(desk, reactor, spares)?
         };
         self.expect_step(parsed, desk);
-        if self.session.is_busy()
-            && let Some(receiving) = self.receiving.take()
-        {
-            reactor.stop_receiving(receiving);
+        if self.session.is_busy() {
+            self.stop_receiving(reactor);
         }
         Ok(())
     }
@@ -322,8 +340,6 @@ impl Connection {
         }
         // A socket whose peer has gone is shut already.
         let _ = rustix::net::shutdown(&*self.socket, Shutdown::Both);
-        if let Some(receiving) = self.receiving.take() {
-            reactor.stop_receiving(receiving);
-        }
+        self.stop_receiving(reactor);
     }
 }

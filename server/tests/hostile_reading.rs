@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::collections::HashSet;
+
 use support::house::{House, MINE, SHORT, framed, is_nothing, message, pick, refused};
 use support::{Heard, begin};
 use zeoring_shared::ids::{Oid, Tid};
@@ -103,6 +105,46 @@ fn whoever_asks_and_does_not_read_is_not_listened_to_until_it_does() {
         }
         house.neighbour.goes_on();
     }
+}
+
+#[test]
+fn whoever_asks_faster_than_it_reads_is_answered_whole_once_it_reads() {
+    const LOADS: u32 = 6000;
+    const AHEAD: u32 = 2000;
+    let house = House::new();
+    let mut client = house.client(Codec::Msgpack);
+    let data = vec![b'x'; 10_000];
+    client.store(1, &[(Oid(MINE), Tid::ZERO, &data)]);
+    let serial = client.commit(1);
+    let mut asker = client.twin();
+    let (told, ahead) = std::sync::mpsc::channel();
+    let asking = std::thread::spawn(move || {
+        for number in 0..LOADS {
+            if number == AHEAD {
+                told.send(()).unwrap();
+            }
+            let id = MessageId::int(Codec::Msgpack, number);
+            let request = Request::LoadBefore { oid: Oid(MINE), before: Tid::MAX };
+            let mut bytes = Vec::new();
+            encode_call(Codec::Msgpack, &Call { id, oneway: false, request }, &mut bytes);
+            std::io::Write::write_all(&mut asker, &bytes).unwrap();
+        }
+    });
+    // Twenty megabytes wait, more than sockets hold: the server has stopped to take requests.
+    ahead.recv().unwrap();
+    let mut owed: HashSet<MessageId> =
+        (0..LOADS).map(|number| MessageId::int(Codec::Msgpack, number)).collect();
+    while !owed.is_empty() {
+        match client.hear().unwrap() {
+            Heard::Load(id, found, at, None) => {
+                assert!(owed.remove(&id), "{id:?} was answered twice");
+                assert!(found == data && at == serial);
+            }
+            Heard::Notice(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    asking.join().unwrap();
 }
 
 #[test]

@@ -194,6 +194,11 @@ impl Client {
         while self.frame().is_some() {}
     }
 
+    /// The same connection, to write on another thread.
+    pub fn twin(&self) -> TcpStream {
+        self.socket.try_clone().unwrap()
+    }
+
     /// Sends bytes as they are.
     pub fn send(&mut self, bytes: &[u8]) {
         self.socket.write_all(bytes).unwrap();
