@@ -148,7 +148,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), BenchError> {
     });
     let notes = [format!(
         "pinned: whatever answers to CPU {SERVER_CPU}, whatever asks to CPU {CLIENT_CPU}; \
-         floor, canned responder and asker spin, a server as it likes"
+         floor, canned responder and asker spin, our server for 1 ms; stock sleeps"
     )];
     arguments.output.publish(&machine, &options, &notes, &table(&floor, &peers))
 }

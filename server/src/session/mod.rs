@@ -9,7 +9,6 @@
 //! they are written, which is what `docs/ordering.md` builds on.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::time::Duration;
 
 use zeoring_shared::ids::Tid;
@@ -478,11 +477,5 @@ impl Farewell {
             Self::Socket(error) => Some((Severity::Info, format!("socket: {error}"))),
             Self::Done | Self::Gone | Self::Stop => None,
         }
-    }
-}
-
-impl fmt::Display for Session {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.label)
     }
 }
