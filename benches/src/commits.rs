@@ -13,10 +13,9 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::time::Timespec;
 use serde_json::json;
 use tempfile::TempDir;
-use zeoring_client::session::TransactionId;
 use zeoring_client::{DrivenClient, Options};
 use zeoring_shared::ids::{Oid, Tid};
-use zeoring_shared::wire::request::{Call, Request};
+use zeoring_shared::wire::request::{Call, Request, TransactionId};
 use zeoring_shared::wire::value::Value;
 use zeoring_shared::wire::{self, Codec, MessageId};
 
@@ -152,9 +151,9 @@ impl Measured {
     fn start(program: &Program, arguments: &Arguments, parent: &Path) -> Result<Self, BenchError> {
         let server = Server::start(program, &arguments.server_cpus, parent)?;
         let address = server.address();
-        let mut client = DrivenClient::connect(&address, "1", false, Options::default())?;
+        let client = DrivenClient::open(Options::new([address]))?;
         let count = OBJECTS_EACH * arguments.committers.max(1);
-        let objects = fill(&mut client, count)?;
+        let objects = fill(&client, count)?;
         Ok(Self { name: program.name(), server, objects, one: Many::new(), many: Many::new() })
     }
 

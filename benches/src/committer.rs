@@ -3,11 +3,15 @@
 
 use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use zeoring_client::session::{Answer, Event, SessionError, Ticket, TransactionId, Verdict};
-use zeoring_client::{ClientError, Description, Session};
+use zeoring_client::cache::{Cache, CacheOptions};
+use zeoring_client::session::order::{Finish, Order, Question, encode_one_way};
+use zeoring_client::session::{Answer, Hello, Inbound, Outcome, SessionError, Stage, Verdict};
+use zeoring_client::{Access, Broken, ClientError, Session, View};
 use zeoring_shared::ids::{Oid, Tid};
+use zeoring_shared::wire::request::{Request, TransactionId};
 
 use crate::error::{BenchError, doing};
 use crate::floor::write_spinning;
@@ -16,12 +20,12 @@ use crate::raw::{RECORD_LEN, record};
 /// One connection and the objects that only it writes.
 pub(crate) struct Committer<'o> {
     stream: TcpStream,
-    session: Session,
+    session: Session<()>,
+    inbound: Inbound,
     /// Each object and its current serial; they are written in turn.
     objects: &'o mut [(Oid, Tid)],
     at: usize,
     data: Vec<u8>,
-    description: Description,
     transaction: u64,
     phase: Phase,
 }
@@ -30,8 +34,8 @@ pub(crate) struct Committer<'o> {
 enum Phase {
     Registering,
     Idle,
-    Voting { vote: Ticket, started: Instant },
-    Finishing { finish: Ticket, started: Instant },
+    Voting { started: Instant },
+    Finishing { started: Instant },
 }
 
 impl<'o> Committer<'o> {
@@ -46,13 +50,16 @@ impl<'o> Committer<'o> {
             stream.set_nonblocking(true)?;
             Ok(stream)
         };
+        let nothing = CacheOptions { memory_max: 0, ..CacheOptions::default() };
+        let (cache, _) = Cache::open(&nothing).map_err(ClientError::from)?;
+        let hello = Hello { storage: "1".into(), access: Access::Write, label: None, codec: None };
         let mut committer = Self {
             stream: open().map_err(doing("connecting"))?,
-            session: Session::new("1", false),
+            session: Session::new(hello, Arc::new(View::new(cache))),
+            inbound: Inbound::new(),
             objects,
             at: 0,
             data: record(Oid(0), RECORD_LEN),
-            description: Description::default(),
             transaction: 1,
             phase: Phase::Registering,
         };
@@ -79,57 +86,55 @@ impl<'o> Committer<'o> {
         let started = Instant::now();
         let id = TransactionId(self.transaction);
         let (oid, serial) = self.objects[self.at];
-        self.session.begin(id, &self.description);
-        self.session.store(id, oid, serial, &self.data);
-        let vote = self.session.vote(id);
-        self.phase = Phase::Voting { vote, started };
+        let mut frames = Vec::new();
+        let (user, description, extension) = (b"".into(), b"".into(), b"".into());
+        let begin = Request::TpcBegin { id, user, description, extension, tid: None, status: b' ' };
+        encode_one_way(self.session.codec(), begin, &mut frames);
+        let store = Request::Storea { oid, serial, data: self.data.as_slice().into(), id };
+        encode_one_way(self.session.codec(), store, &mut frames);
+        let question = Question::Call(Request::Vote { id });
+        self.session.put(Order { epoch: None, frames, question }, Some(()));
+        self.phase = Phase::Voting { started };
         self.flush()
     }
 
     /// Receives once and goes on; how long the commit took, if that was the end of it.
     pub(crate) fn turn(&mut self) -> Result<Option<Duration>, BenchError> {
-        let count = match self.stream.read(self.session.space()) {
+        let count = match self.stream.read(self.inbound.space()) {
             Ok(0) => return Err(wrong("it hung up")),
             Ok(count) => count,
             Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(None),
             Err(e) => return Err(doing("receiving")(e)),
         };
-        self.session.receive(count).map_err(|e: SessionError| ClientError::from(e))?;
-        let mut took = None;
-        while let Some(event) = self.session.poll() {
-            took = self.step(event)?.or(took);
+        self.inbound.fill(count);
+        self.session.receive(&mut self.inbound).map_err(broken)?;
+        if matches!(self.phase, Phase::Registering) {
+            match self.session.stage() {
+                Stage::Registered(_) => self.session.verify().map_err(broken)?,
+                Stage::Refused(error) => return Err(ClientError::from(error.clone()).into()),
+                Stage::Ready => self.phase = Phase::Idle,
+                Stage::Greeting | Stage::Registering | Stage::Verifying => {}
+            }
         }
-        // What others commit is told to each of us; nobody here has a cache.
-        self.session.take_invalidations();
+        let mut took = None;
+        while let Some(((), outcome)) = self.session.poll() {
+            took = self.step(outcome)?.or(took);
+        }
         self.flush()?;
         Ok(took)
     }
 
-    fn step(&mut self, event: Event) -> Result<Option<Duration>, BenchError> {
+    fn step(&mut self, outcome: Outcome) -> Result<Option<Duration>, BenchError> {
         let id = TransactionId(self.transaction);
-        match (event, &self.phase) {
-            (Event::Registered(result), Phase::Registering) => {
-                result.map_err(ClientError::from)?;
-                self.phase = Phase::Idle;
-                Ok(None)
-            }
-            (Event::Answered(ticket, result), Phase::Voting { vote, started })
-                if ticket == *vote =>
-            {
-                let Answer::Verdict(Verdict::Accepted(_)) = result.map_err(ClientError::from)?
-                else {
-                    return Err(wrong("it saw a conflict between disjoint objects"));
-                };
+        match (outcome?, &self.phase) {
+            (Answer::Verdict(Verdict::Accepted(_)), Phase::Voting { started }) => {
                 let started = *started;
-                self.phase = Phase::Finishing { finish: self.session.finish(id), started };
+                let finish = Finish { id, stored: Vec::new(), others: Vec::new(), then: None };
+                self.session.put(Order::any(Question::Finish(Box::new(finish))), Some(()));
+                self.phase = Phase::Finishing { started };
                 Ok(None)
             }
-            (Event::Answered(ticket, result), Phase::Finishing { finish, started })
-                if ticket == *finish =>
-            {
-                let Answer::Tid(tid) = result.map_err(ClientError::from)? else {
-                    return Err(wrong("it finished without a tid"));
-                };
+            (Answer::Tid(tid), Phase::Finishing { started }) => {
                 let took = started.elapsed();
                 self.objects[self.at].1 = tid;
                 self.at = (self.at + 1) % self.objects.len();
@@ -137,7 +142,7 @@ impl<'o> Committer<'o> {
                 self.phase = Phase::Idle;
                 Ok(Some(took))
             }
-            _ => Err(wrong("it answered what was not asked")),
+            _ => Err(wrong("it saw a conflict between disjoint objects, or answered otherwise")),
         }
     }
 
@@ -148,6 +153,10 @@ impl<'o> Committer<'o> {
         self.session.sent(count);
         Ok(())
     }
+}
+
+fn broken(error: SessionError) -> ClientError {
+    Broken::Session(error).into()
 }
 
 fn wrong(fact: &'static str) -> BenchError {

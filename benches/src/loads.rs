@@ -110,8 +110,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), BenchError> {
     for program in programs(arguments) {
         let server = Server::start(&program, &[SERVER_CPU], &parent)?;
         let address = server.address();
-        let mut client = DrivenClient::connect(&address, "1", false, Options::default())?;
-        fill(&mut client, arguments.objects.max(1))?;
+        let client = DrivenClient::open(Options::new([address]))?;
+        fill(&client, arguments.objects.max(1))?;
         servers.push((program.name(), server));
     }
 
@@ -167,7 +167,7 @@ pub(crate) fn server_beside_us() -> PathBuf {
 }
 
 /// One connection, one load at a time, the asker spinning on `recv`.
-fn latency(
+pub(crate) fn latency(
     address: SocketAddr,
     requests: &Requests,
     span: Duration,

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod canned;
+mod clients;
 mod commits;
 mod committer;
 mod connections;
@@ -21,6 +22,11 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::error::BenchError;
 
+/// The C library's gives a thousand objects back to the system and faults them in again, which
+/// doubles the time of a prefetch.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Measure zeoring beside its floor and its ceiling.
 #[derive(Parser)]
 #[command(version)]
@@ -37,6 +43,8 @@ enum Job {
     Loads(loads::Arguments),
     /// Commits: one committer against append + fdatasync, and several against one.
     Commits(commits::Arguments),
+    /// The client: what a load costs by each driver, beside the floor; threads, bursts, hits.
+    Clients(clients::Arguments),
     /// Memory of the server for each idle connection.
     Connections(connections::Arguments),
     /// The other end of a floor or a ceiling: what this program starts for itself.
@@ -55,6 +63,7 @@ fn main() -> ExitCode {
         Job::Run(arguments) => run::run(&arguments),
         Job::Loads(arguments) => loads::run(&arguments),
         Job::Commits(arguments) => commits::run(&arguments),
+        Job::Clients(arguments) => clients::run(&arguments),
         Job::Connections(arguments) => connections::run(&arguments),
         Job::Respond { kind } => respond(kind),
     };

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use zeoring_client::{Address, DrivenClient, Options};
+use zeoring_client::{Access, Address, DrivenClient, Options};
 
 use crate::error::{BenchError, doing};
 use crate::machine::{SERVER_CPU, pinned};
@@ -156,7 +156,12 @@ impl Server {
         let deadline = Instant::now() + START_MAX;
         let address = self.address();
         loop {
-            if DrivenClient::connect(&address, "1", true, Options::default()).is_ok() {
+            let options = Options {
+                access: Access::Read,
+                wait: Duration::from_secs(1),
+                ..Options::new([address.clone()])
+            };
+            if DrivenClient::open(options).is_ok() {
                 return Ok(());
             }
             if let Ok(Some(_)) = self.process.0.try_wait() {

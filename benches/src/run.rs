@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use zeoring_client::cache::CacheOptions;
 use zeoring_client::{Address, ClientError, Description, DrivenClient, Options, Vote};
 use zeoring_shared::ids::{Oid, Tid};
 
@@ -13,13 +14,13 @@ use crate::machine::Machine;
 use crate::raw::{RECORD_LEN, record};
 use crate::report::{Latencies, Output, Table};
 
-/// A server gives no more fresh oids at once.
-const OIDS_PER_CALL: u32 = 100;
+/// What the client that writes remembers at most: all objects of a long run.
+const CACHE_LEN: usize = 256 * 1024 * 1024;
 
 /// What `zeoring-bench run` is told.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Arguments {
-    /// Where the server listens: PORT, HOST:PORT, [IPV6]:PORT, or the path of a Unix socket.
+    /// Where the server listens: PORT, HOST:PORT, `[IPV6]:PORT`, or the path of a Unix socket.
     address: Address,
     /// Seconds to wait for the server to come up.
     #[arg(long, default_value_t = 0)]
@@ -54,21 +55,30 @@ struct Written {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), BenchError> {
     let Arguments { address, storage, transactions, objects, burst, repeat, .. } = arguments;
     let machine = Machine::observe();
-    let mut client = connect(address, storage, Duration::from_secs(arguments.wait))?;
+    let options = |memory_max| Options {
+        storage: storage.clone(),
+        wait: Duration::from_secs(arguments.wait.max(1)),
+        cache: CacheOptions { memory_max, ..CacheOptions::default() },
+        ..Options::new([address.clone()])
+    };
+    let client = DrivenClient::open(options(CACHE_LEN))?;
+    // Whoever remembers nothing goes to the server for each object.
+    let reader = DrivenClient::open(options(0))?;
     let mut table = Table::new(&["operation", "count", "p50 us", "p99 us", "p99.9 us", "max us"]);
     let mut row = |name: String, latencies: &Latencies| {
         table.row([json!(name)].into_iter().chain(latencies.cells()));
     };
 
-    let oids = fresh_oids(&mut client, transactions * objects)?;
+    let oids = client.new_oids(transactions * objects)?;
     let new = oids.iter().map(|&oid| Written { oid, serial: Tid::ZERO });
     let mut written: Vec<Written> = new.collect();
-    let added = write_all(&mut client, &mut written, *objects, 0)?;
+    let added = write_all(&client, &mut written, *objects, 0)?;
     row(format!("add, {objects} objects a transaction"), &added);
-    let updated = write_all(&mut client, &mut written, *objects, 1)?;
+    let updated = write_all(&client, &mut written, *objects, 1)?;
     row(format!("update, {objects} objects a transaction"), &updated);
-    row("read, 1 object".into(), &read_all(&mut client, &written, *repeat)?);
-    let prefetched = prefetch_all(&mut client, &written, *burst, *repeat)?;
+    row("cached, 1 object".into(), &read_all(&client, &written, *repeat)?);
+    row("read, 1 object".into(), &read_all(&reader, &written, *repeat)?);
+    let prefetched = prefetch_all(&reader, &written, *burst, *repeat)?;
     row(format!("prefetch, {burst} objects"), &prefetched);
 
     let options = json!({
@@ -79,37 +89,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), BenchError> {
     arguments.output.publish(&machine, &options, &[], &table)
 }
 
-fn connect(address: &Address, storage: &str, wait: Duration) -> Result<DrivenClient, ClientError> {
-    let started = Instant::now();
-    loop {
-        match DrivenClient::connect(address, storage, false, Options::default()) {
-            Err(ClientError::Connect { .. }) if started.elapsed() < wait => {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            outcome => return outcome,
-        }
-    }
-}
-
-fn fresh_oids(client: &mut DrivenClient, count: usize) -> Result<Vec<Oid>, ClientError> {
-    let mut oids = Vec::with_capacity(count);
-    while oids.len() < count {
-        oids.extend(client.new_oids(OIDS_PER_CALL)?);
-    }
-    oids.truncate(count);
-    Ok(oids)
-}
-
 /// Writes every object once, so many in a transaction. A sample is a transaction, from its begin
 /// to the reply that says it is on the disk.
 fn write_all(
-    client: &mut DrivenClient,
+    client: &DrivenClient,
     objects: &mut [Written],
     per_transaction: usize,
     version: u8,
 ) -> Result<Latencies, BenchError> {
     let mut latencies = Latencies::new();
-    let description = Description { user: b"bench".to_vec(), description: b"run".to_vec() };
+    let description = Description {
+        user: b"bench".to_vec(),
+        description: b"run".to_vec(),
+        ..Description::default()
+    };
     for group in objects.chunks_mut(per_transaction.max(1)) {
         let records: Vec<Vec<u8>> = group.iter().map(|object| state(object.oid, version)).collect();
         let started = Instant::now();
@@ -128,7 +121,7 @@ fn write_all(
 }
 
 fn read_all(
-    client: &mut DrivenClient,
+    client: &DrivenClient,
     objects: &[Written],
     repeat: usize,
 ) -> Result<Latencies, BenchError> {
@@ -148,7 +141,7 @@ fn read_all(
 }
 
 fn prefetch_all(
-    client: &mut DrivenClient,
+    client: &DrivenClient,
     objects: &[Written],
     burst: usize,
     repeat: usize,
@@ -187,7 +180,7 @@ fn wrong(fact: &'static str) -> BenchError {
 
 /// Commits the objects below `count` to an empty storage, 100 in a transaction, and returns each
 /// with its serial.
-pub(crate) fn fill(client: &mut DrivenClient, count: u64) -> Result<Vec<(Oid, Tid)>, BenchError> {
+pub(crate) fn fill(client: &DrivenClient, count: u64) -> Result<Vec<(Oid, Tid)>, BenchError> {
     let mut objects: Vec<(Oid, Tid)> = (0..count).map(|oid| (Oid(oid), Tid::ZERO)).collect();
     for group in objects.chunks_mut(100) {
         let mut transaction = client.begin(&Description::default())?;

@@ -9,15 +9,19 @@ const SPACE_MIN: usize = 16 * 1024;
 /// An empty buffer that grew beyond this for a long message is given back.
 const KEPT_MAX: usize = 1024 * 1024;
 
+/// What has arrived of a connection's messages.
+///
 /// Invariant: parsed <= received <= bytes.len()
-pub(super) struct Inbound {
+#[derive(Debug)]
+pub struct Inbound {
     bytes: Vec<u8>,
     parsed: usize,
     received: usize,
 }
 
 impl Inbound {
-    pub(super) fn new() -> Self {
+    /// Nothing has arrived.
+    pub fn new() -> Self {
         Self { bytes: vec![0; SPACE_LEN], parsed: 0, received: 0 }
     }
 
@@ -25,7 +29,7 @@ impl Inbound {
     ///
     /// The buffer doubles only once it is full of bytes that did arrive, so a length that was only
     /// told reserves nothing.
-    pub(super) fn space(&mut self) -> &mut [u8] {
+    pub fn space(&mut self) -> &mut [u8] {
         if self.parsed == self.received {
             (self.parsed, self.received) = (0, 0);
             if KEPT_MAX < self.bytes.len() {
@@ -44,9 +48,21 @@ impl Inbound {
     }
 
     /// Says how much of [`Inbound::space`] a driver has filled.
-    pub(super) fn fill(&mut self, count: usize) {
+    pub fn fill(&mut self, count: usize) {
         self.received += count;
         assert!(self.received <= self.bytes.len(), "a driver fills the space that it was given");
+    }
+
+    /// Adds bytes that arrived elsewhere.
+    pub fn add(&mut self, bytes: &[u8]) {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let space = self.space();
+            let count = rest.len().min(space.len());
+            space[..count].copy_from_slice(&rest[..count]);
+            self.fill(count);
+            rest = &rest[count..];
+        }
     }
 
     /// What has arrived and is not yet understood.
@@ -58,5 +74,11 @@ impl Inbound {
     pub(super) fn consume(&mut self, count: usize) {
         self.parsed += count;
         assert!(self.parsed <= self.received, "nothing is understood before it arrives");
+    }
+}
+
+impl Default for Inbound {
+    fn default() -> Self {
+        Self::new()
     }
 }

@@ -31,8 +31,8 @@ pub enum Invalidated {
 
 /// Invariant: `oids` is the sum of the lengths in `kept`, and at most [`OIDS_MAX`]; transactions
 /// count as one oid more, so that empty ones are bounded as well.
-#[derive(Default)]
-pub(super) struct Invalidations {
+#[derive(Debug, Default)]
+pub(crate) struct Invalidations {
     kept: VecDeque<Invalidation>,
     oids: usize,
     /// Set once something was dropped.
@@ -40,19 +40,25 @@ pub(super) struct Invalidations {
 }
 
 impl Invalidations {
-    pub(super) fn push(&mut self, invalidation: Invalidation) {
+    /// Adds a transaction, or loses everything if it is too much.
+    pub(crate) fn push(&mut self, invalidation: Invalidation) {
         self.oids += invalidation.oids.len() + 1;
         let is_full = OIDS_MAX < self.oids || self.lost_until.is_some();
         if is_full {
-            self.lost_until = Some(invalidation.tid);
-            self.kept.clear();
-            self.oids = 0;
-            return;
+            return self.lose(invalidation.tid);
         }
         self.kept.push_back(invalidation);
     }
 
-    pub(super) fn take(&mut self) -> Invalidated {
+    /// What changed is not known.
+    pub(crate) fn lose(&mut self, until: Tid) {
+        self.lost_until = Some(until);
+        self.kept.clear();
+        self.oids = 0;
+    }
+
+    /// What has changed since the last time.
+    pub(crate) fn take(&mut self) -> Invalidated {
         self.oids = 0;
         match self.lost_until.take() {
             Some(until) => Invalidated::Everything { until },

@@ -131,7 +131,7 @@ impl FileStorage {
     }
 
     /// Lets no oid up to this one be given out again, unless it is outlandish (see
-    /// [`super::oids`]). To be told of every oid that a client stores or restores.
+    /// `oids.rs`). To be told of every oid that a client stores or restores.
     pub fn note_oid(&self, oid: Oid) {
         self.oids.note(oid);
     }
