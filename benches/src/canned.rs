@@ -202,7 +202,7 @@ fn answer_other(body: &[u8], output: &mut Vec<u8>) -> Option<()> {
 }
 
 /// The one reply there is, and where the id goes.
-struct CannedReply {
+pub(crate) struct CannedReply {
     shape: LoadShape,
     /// What follows the id in a request, up to the arguments: it tells a load from other calls.
     mark: Vec<u8>,
@@ -210,7 +210,7 @@ struct CannedReply {
 }
 
 impl CannedReply {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let shape = LoadShape::measure();
         let id = MessageId::load(Codec::Msgpack, Oid(0), Tid::MAX);
         let mut frame = Vec::new();
@@ -221,8 +221,13 @@ impl CannedReply {
         Self { shape, mark, frame }
     }
 
+    /// The length of a load's request.
+    pub(crate) fn request_length(&self) -> usize {
+        self.shape.request
+    }
+
     /// Answers the load at the front of `input`, or returns false: it is no load, or not whole.
-    fn answer(&self, input: &[u8], output: &mut Vec<u8>) -> bool {
+    pub(crate) fn answer(&self, input: &[u8], output: &mut Vec<u8>) -> bool {
         let Some(request) = input.get(..self.shape.request) else { return false };
         let name = self.shape.id.end..self.shape.arguments;
         if request[name] != self.mark {

@@ -99,7 +99,7 @@ struct Rates {
 }
 
 /// A client that several threads may load through.
-trait Loads: Sync {
+pub(crate) trait Loads: Sync {
     fn load(&self, oid: Oid) -> Result<(), ClientError>;
 }
 

@@ -15,6 +15,7 @@ mod process;
 mod raw;
 mod report;
 mod run;
+mod soak;
 
 use std::process::ExitCode;
 
@@ -45,6 +46,8 @@ enum Job {
     Commits(commits::Arguments),
     /// The client: what a load costs by each driver, beside the floor; threads, bursts, hits.
     Clients(clients::Arguments),
+    /// Millions of calls with chance on both sides: no wake-up may be lost.
+    Soak(soak::Arguments),
     /// Memory of the server for each idle connection.
     Connections(connections::Arguments),
     /// The other end of a floor or a ceiling: what this program starts for itself.
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Job::Loads(arguments) => loads::run(&arguments),
         Job::Commits(arguments) => commits::run(&arguments),
         Job::Clients(arguments) => clients::run(&arguments),
+        Job::Soak(arguments) => soak::run(&arguments),
         Job::Connections(arguments) => connections::run(&arguments),
         Job::Respond { kind } => respond(kind),
     };
