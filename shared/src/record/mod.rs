@@ -15,10 +15,12 @@
 
 pub mod build;
 pub mod header;
+pub mod references;
 pub mod scan;
 
 pub use build::Builder;
 pub use header::{DataHeader, TransactionHeader};
+pub use references::{References, Unreadable};
 pub use scan::{Body, Record, Records, Transaction};
 
 /// The first bytes of a data file (`packed_version` of `ZODB/_compat.py` on Python 3).
