@@ -281,6 +281,7 @@ fn open_kind(kind: &StorageKind, machine: &Machine) -> Result<OpenedKind, OpenEr
                 read_only: settings.read_only,
                 quota: settings.quota_bytes,
                 future_allowed: false,
+                packing: open::Packing { gc: settings.pack_gc, keep_old: settings.pack_keep_old },
             };
             let (storage, appender) = open::open(machine, &settings.path, &options)?;
             Ok((storage, Box::new(appender)))

@@ -22,7 +22,7 @@ use zeoring_shared::record::{COMMITTED, PACKED};
 use super::{
     Appender, Body, Checked, Commit, Facts, HistoryEntry, Loading, Metadata, NextRecord,
     RecordCursor, RecordEntry, Revision, Storage, StorageError, TransactionCursor,
-    TransactionEntry, UndoEntry,
+    TransactionEntry, UndoEntry, View,
 };
 use crate::commit::check::{Tally, check_read, read_spool};
 use crate::commit::draft::{Draft, Operation};
@@ -97,6 +97,10 @@ impl MappingStorage {
         (storage.clone(), MappingAppender { storage, written: Vec::new() })
     }
 
+    fn shared(&self) -> Arc<Self> {
+        self.me.upgrade().expect("whoever asks has an Arc of it")
+    }
+
     fn state(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -137,6 +141,16 @@ impl State {
     }
 }
 
+impl View for MappingStorage {
+    fn load(&self, oid: Oid, before: Tid, visible: Tid) -> Loading {
+        Loading::Answer(self.state().load(oid, before, visible))
+    }
+
+    fn data_file(&self) -> Option<Arc<dyn DiskFile>> {
+        None
+    }
+}
+
 impl Storage for MappingStorage {
     fn facts(&self) -> &Facts {
         &self.facts
@@ -171,12 +185,8 @@ impl Storage for MappingStorage {
         Ok(oids)
     }
 
-    fn load(&self, oid: Oid, before: Tid, visible: Tid) -> Loading {
-        Loading::Answer(self.state().load(oid, before, visible))
-    }
-
-    fn data_file(&self) -> Option<Arc<dyn DiskFile>> {
-        None
+    fn view(&self) -> Arc<dyn View> {
+        self.shared()
     }
 
     fn load_serial(&self, oid: Oid, serial: Tid, visible: Tid) -> Result<Bytes, StorageError> {
@@ -225,7 +235,7 @@ impl Storage for MappingStorage {
     }
 
     fn transactions(&self, start: Tid, stop: Tid) -> Box<dyn TransactionCursor> {
-        let storage = self.me.upgrade().expect("whoever asks has an Arc of it");
+        let storage = self.shared();
         let stop = stop.min(self.last_tid());
         Box::new(Transactions { storage, start: Bound::Included(start), stop, last: None })
     }

@@ -5,15 +5,18 @@
 //! nobody before [`Appender::publish`].
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use zeoring_shared::ids::{Oid, Tid};
+use zeoring_shared::io::DiskFile;
 
 use crate::commit::draft::{Draft, Span};
 
 pub mod append;
 pub mod error;
 pub mod file;
+pub mod generation;
 pub mod history;
 pub mod index;
 pub mod index_file;
@@ -69,6 +72,21 @@ pub enum Loading {
     Walk(load::Walk),
 }
 
+/// A storage as it stands from one pack to the next. Asked on reactors, and never waits.
+///
+/// A view that a pack has overtaken still gives right answers about every transaction that was
+/// committed before the pack put the next one in its place.
+pub trait View: Send + Sync + std::fmt::Debug {
+    /// Takes up a load. Never waits, and allocates nothing on the way of a [`Loading::Walk`].
+    ///
+    /// The revision is the newest that is older than `before` and not later than `visible`; an
+    /// `end` later than `visible` is told as `None`.
+    fn load(&self, oid: Oid, before: Tid, visible: Tid) -> Loading;
+
+    /// The file that [`Loading::Walk`] wants records of.
+    fn data_file(&self) -> Option<Arc<dyn DiskFile>>;
+}
+
 /// A question that may have to wait for the disk. Asked on a clerk's thread, never on a reactor.
 ///
 /// Every method takes the last transaction that the asking connection may know of, `visible`, and
@@ -89,14 +107,8 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     /// Gives out oids that nobody has. At most 100 a call are asked for.
     fn new_oids(&self, count: usize) -> Result<Vec<Oid>, StorageError>;
 
-    /// Takes up a load. Never waits, and allocates nothing on the way of a [`Loading::Walk`].
-    ///
-    /// The revision is the newest that is older than `before` and not later than `visible`; an
-    /// `end` later than `visible` is told as `None`.
-    fn load(&self, oid: Oid, before: Tid, visible: Tid) -> Loading;
-
-    /// The file that [`Loading::Walk`] wants records of.
-    fn data_file(&self) -> Option<std::sync::Arc<dyn zeoring_shared::io::DiskFile>>;
+    /// The storage as it stands until the next pack: what reactors answer loads from.
+    fn view(&self) -> Arc<dyn View>;
 
     /// The data of exactly one revision.
     fn load_serial(&self, oid: Oid, serial: Tid, visible: Tid) -> Result<Bytes, StorageError>;

@@ -27,6 +27,22 @@ use crate::log::{self, Severity, Source};
 /// later tid would be as wrong.
 const FUTURE_MAX: Duration = Duration::from_secs(60 * 60);
 
+/// How a data file is packed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Packing {
+    /// A pack also removes objects that nothing refers to.
+    pub gc: bool,
+    /// A pack keeps the file as it was before, as `.old`.
+    pub keep_old: bool,
+}
+
+impl Default for Packing {
+    /// As ZODB does it.
+    fn default() -> Self {
+        Self { gc: true, keep_old: true }
+    }
+}
+
 /// How to open a data file.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -38,6 +54,8 @@ pub struct Options {
     pub quota: Option<u64>,
     /// Open a file whose last transaction is far in the future, as a clock set wrong leaves it.
     pub future_allowed: bool,
+    /// How it is packed.
+    pub packing: Packing,
 }
 
 /// A data file cannot be opened. Says which one, why, and what to do.
@@ -155,6 +173,7 @@ pub fn open(
         path: path.into(),
         file,
         index: start.index,
+        packing: options.packing,
         quota: options.quota,
         read_only: options.read_only,
         end: scanned.end,

@@ -16,6 +16,7 @@ use std::sync::{Arc, PoisonError, TryLockError};
 
 use super::StorageError;
 use super::file::FileStorage;
+use super::generation::Generation;
 use crate::log::{self, Severity, Source};
 
 /// Space is taken from the disk in steps of this many bytes.
@@ -32,7 +33,9 @@ pub(super) struct Space {
 /// Room for one transaction, from its vote until it is published or given up. Given back on drop.
 #[derive(Debug)]
 pub struct Reservation {
-    storage: Arc<FileStorage>,
+    pub(super) storage: Arc<FileStorage>,
+    /// The file in which the positions lie that its vote has found.
+    pub(super) generation: Arc<Generation>,
     bytes: u64,
 }
 
@@ -43,17 +46,21 @@ impl Space {
 }
 
 impl FileStorage {
-    /// Sets space aside for a transaction of at most that many bytes.
+    /// Sets space aside for a transaction of at most that many bytes, checked against a generation.
     ///
     /// # Errors
     ///
     /// [`StorageError::Quota`], [`StorageError::NoSpace`]: nothing was set aside.
-    pub fn reserve(&self, bytes: u64) -> Result<Reservation, StorageError> {
+    pub fn reserve(
+        &self,
+        generation: &Arc<Generation>,
+        bytes: u64,
+    ) -> Result<Reservation, StorageError> {
         let mut space = self.space.lock().unwrap_or_else(PoisonError::into_inner);
         let (promised, needed) = self.needs(&space, bytes)?;
         self.extend(&mut space, needed)?;
         space.promised = promised;
-        Ok(Reservation { storage: self.shared(), bytes })
+        Ok(Reservation { storage: self.shared(), generation: Arc::clone(generation), bytes })
     }
 
     /// Sets space aside as [`FileStorage::reserve`] does, out of what was reserved before.
@@ -62,7 +69,11 @@ impl FileStorage {
     ///
     /// [`StorageError::Quota`], or [`StorageError::WouldWait`] if the file system, or another
     /// thread, would have to be waited for: nothing was set aside.
-    pub fn reserve_now(&self, bytes: u64) -> Result<Reservation, StorageError> {
+    pub fn reserve_now(
+        &self,
+        generation: &Arc<Generation>,
+        bytes: u64,
+    ) -> Result<Reservation, StorageError> {
         let mut space = match self.space.try_lock() {
             Ok(space) => space,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -73,7 +84,7 @@ impl FileStorage {
             return Err(StorageError::WouldWait);
         }
         space.promised = promised;
-        Ok(Reservation { storage: self.shared(), bytes })
+        Ok(Reservation { storage: self.shared(), generation: Arc::clone(generation), bytes })
     }
 
     /// Bytes promised and bytes needed if that many were set aside as well.
@@ -104,10 +115,10 @@ impl FileStorage {
         let target = needed.checked_next_multiple_of(STEP).unwrap_or(needed);
         let start = space.reserved;
         // A nearly full disk may have room for what is needed, though not for the whole step.
-        self.file
-            .reserve(start, target - start)
+        let file = &self.current().file;
+        file.reserve(start, target - start)
             .map(|()| space.reserved = target)
-            .or_else(|_| self.file.reserve(start, needed - start).map(|()| space.reserved = needed))
+            .or_else(|_| file.reserve(start, needed - start).map(|()| space.reserved = needed))
             .map_err(|source| StorageError::NoSpace { source })
     }
 }
@@ -131,15 +142,18 @@ mod tests {
         let (disk, machine) = FaultyDisk::machine();
         let options = Options { quota: Some(4 * STEP), ..Default::default() };
         let (storage, _appender) = open(&machine, &folder.path(), &options).unwrap();
-        let first = storage.reserve(2 * STEP).unwrap();
+        let first = storage.reserve(&storage.current(), 2 * STEP).unwrap();
         for bytes in [2 * STEP, u64::MAX] {
-            assert!(matches!(storage.reserve(bytes), Err(StorageError::Quota)));
+            assert!(matches!(storage.reserve(&storage.current(), bytes), Err(StorageError::Quota)));
         }
         disk.set(Fault::Reserve);
         // Up to the end of the third step, space was reserved ahead.
-        let second = storage.reserve(STEP / 2).unwrap();
-        assert!(matches!(storage.reserve(STEP), Err(StorageError::NoSpace { .. })));
+        let second = storage.reserve(&storage.current(), STEP / 2).unwrap();
+        assert!(matches!(
+            storage.reserve(&storage.current(), STEP),
+            Err(StorageError::NoSpace { .. })
+        ));
         drop((first, second));
-        storage.reserve(2 * STEP).unwrap();
+        storage.reserve(&storage.current(), 2 * STEP).unwrap();
     }
 }

@@ -141,14 +141,14 @@ pub(crate) fn load(
     visible: Tid,
 ) -> Result<Option<Revision>, StorageError> {
     let oid = Oid(oid);
-    let mut walk = match storage.load(oid, before, visible) {
+    let mut walk = match storage.view().load(oid, before, visible) {
         Loading::Answer(answer) => return answer,
         Loading::Walk(walk) => walk,
     };
     loop {
         let want = walk.want();
         let mut bytes = vec![0; want.length];
-        storage.read(want.position, &mut bytes, true)?;
+        storage.current().read(want.position, &mut bytes, true)?;
         match walk.step(&bytes)? {
             Step::Read => {}
             Step::Found { data, serial, end } => {
