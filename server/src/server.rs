@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   settings -> storages opened -> sockets bound -> commit threads, clerks, reactors -> served
-//!   stop     -> reactors end -> clerks end -> commit threads finish and close -> socket removed
+//!   stop     -> packs end -> reactors end -> clerks end -> commit threads finish and close -> socket removed
 //! ```
 
 use std::collections::VecDeque;
@@ -220,6 +220,8 @@ impl Server {
             // It may have been removed, or taken over, by someone else.
             drop(fs::remove_file(path));
         }
+        // While those whom a pack tells of its end are there.
+        self.commits.iter().for_each(|commit| commit.service().packer.stop());
         stop_reactors(&self.post, std::mem::take(&mut self.reactors));
         drop(self.clerks.take());
         self.commits.drain(..).map(CommitThread::close).fold(Ok(()), Result::and)

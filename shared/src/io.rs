@@ -38,6 +38,9 @@ pub trait Disk: fmt::Debug + Send + Sync {
     /// Gives a file another name, in place of whatever had it.
     fn rename(&self, source: &Path, target: &Path) -> io::Result<()>;
 
+    /// Gives a file a second name, which nothing may have.
+    fn link(&self, source: &Path, target: &Path) -> io::Result<()>;
+
     /// Takes a name away.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
@@ -82,6 +85,11 @@ pub trait DiskFile: fmt::Debug + Send + Sync {
     ///
     /// A file system that cannot do it (`EOPNOTSUPP`) is no error.
     fn reserve(&self, position: u64, length: u64) -> io::Result<()>;
+
+    /// Lets the disk begin to read what will be asked for soon. Only a hint: never waits.
+    fn will_need(&self, position: u64, length: u64) {
+        let _ = (position, length);
+    }
 
     /// Takes the lock that one process may hold, or returns `false` if another has it (`flock`).
     fn try_lock(&self) -> io::Result<bool>;
@@ -166,6 +174,10 @@ impl Disk for RealDisk {
         fs::rename(source, target)
     }
 
+    fn link(&self, source: &Path, target: &Path) -> io::Result<()> {
+        fs::hard_link(source, target)
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(path)
     }
@@ -222,6 +234,12 @@ impl DiskFile for RealFile {
             Err(Errno::OPNOTSUPP) => Ok(()),
             result => Ok(result?),
         }
+    }
+
+    fn will_need(&self, position: u64, length: u64) {
+        let length = std::num::NonZeroU64::new(length);
+        // A file system that does not take hints reads when it is asked to.
+        let _ = rustix::fs::fadvise(&self.0, position, length, rustix::fs::Advice::WillNeed);
     }
 
     fn try_lock(&self) -> io::Result<bool> {

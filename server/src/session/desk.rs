@@ -116,7 +116,7 @@ impl Hall {
     }
 
     /// A pack has put another file in place: later commits are to be found there only.
-    pub fn packed(&mut self, view: Arc<dyn View>) {
+    pub fn succeeded(&mut self, view: Arc<dyn View>) {
         self.file = view.data_file();
         self.view = view;
         self.views += 1;

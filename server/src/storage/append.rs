@@ -14,10 +14,12 @@ use std::sync::Arc;
 use zeoring_shared::ids::{Oid, Tid};
 use zeoring_shared::record::{Builder, COMMITTED, PACKED};
 
+use super::error::Verdict;
 use super::file::FileStorage;
 use super::generation::Generation;
 use super::lockfile::LockFile;
-use super::{Appender, Body, Commit, Storage, StorageError};
+use super::pack::Successor;
+use super::{Appender, Body, Commit, Storage, StorageError, View};
 use crate::log::{self, Severity, Source};
 
 /// Bytes gathered before they are written: a batch that is longer takes several writes.
@@ -144,6 +146,20 @@ impl Appender for FileAppender {
         self.storage.reserve_ahead();
     }
 
+    fn succeed(&mut self, successor: Successor) -> Result<Arc<dyn View>, StorageError> {
+        match self.state {
+            State::Ready => {}
+            State::Poisoned => return Err(StorageError::Poisoned),
+            State::Closed => return Err(StorageError::ReadOnly),
+            State::Written(_) => panic!("a batch is published before the next thing is done"),
+        }
+        let result = Self::put_in_place(&self.storage, successor);
+        if result.as_ref().is_err_and(|error| error.verdict() == Verdict::Poison) {
+            self.state = State::Poisoned;
+        }
+        result
+    }
+
     fn close(&mut self) -> Result<(), StorageError> {
         let Some(lock) = self.lock.take() else { return Ok(()) };
         let state = std::mem::replace(&mut self.state, State::Closed);
@@ -226,7 +242,6 @@ impl Output<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::error::Verdict;
     use crate::storage::open::{Options, open};
     use crate::storage::testing::{Fault, FaultyDisk, Folder, Write, commit, load, transaction};
 

@@ -17,6 +17,7 @@ use super::generation::Generation;
 use super::index::Index;
 use super::oids::OidSource;
 use super::open::Packing;
+use super::pack::{Handover, Outcome, Progress};
 use super::space::Space;
 use super::{
     Checked, Facts, HistoryEntry, NextRecord, Storage, StorageError, TransactionCursor, UndoEntry,
@@ -41,7 +42,16 @@ pub struct FileStorage {
     current: RwLock<Arc<Generation>>,
     last: AtomicU64,
     /// Held while the index is saved, and while a pack puts another file in place.
-    pub(super) saving: Mutex<()>,
+    pub(super) saving: Mutex<Saving>,
+}
+
+/// Whether the index may be saved.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) enum Saving {
+    #[default]
+    Allowed,
+    /// A pack has left it open which file is the data file.
+    Never,
 }
 
 /// What [`super::open::open`] found out about a file.
@@ -202,6 +212,15 @@ impl Storage for FileStorage {
 
     fn check(&self, draft: &Draft, patience: bool) -> Result<Checked, StorageError> {
         check::check(self, draft, patience)
+    }
+
+    fn pack(
+        &self,
+        stop: Tid,
+        progress: &Progress,
+        handover: &dyn Handover,
+    ) -> Result<Outcome, StorageError> {
+        self.pack_to(stop, progress, handover)
     }
 
     fn save_index(&self) -> Result<(), StorageError> {

@@ -20,7 +20,7 @@ use zeoring_shared::ids::Oid;
 use zeoring_shared::io::{Access, Disk, DiskFile};
 
 use super::StorageError;
-use super::file::FileStorage;
+use super::file::{FileStorage, Saving};
 use super::generation::Generation;
 use super::paths::{beside, folder};
 
@@ -51,7 +51,10 @@ impl FileStorage {
         if self.is_read_only() {
             return Ok(());
         }
-        let _one_at_a_time = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let one_at_a_time = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        if *one_at_a_time == Saving::Never {
+            return Ok(());
+        }
         let generation = self.current();
         // The index knows all records before this position; of later ones it may know some.
         let end = generation.end();

@@ -27,6 +27,7 @@ pub mod lockfile;
 pub mod mapping;
 mod oids;
 pub mod open;
+pub mod pack;
 pub mod paths;
 mod recover;
 pub mod space;
@@ -156,6 +157,19 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     /// [`StorageError::WouldWait`]: ask again, patiently, on a clerk's thread.
     fn check(&self, draft: &Draft, patience: bool) -> Result<Checked, StorageError>;
 
+    /// Packs: takes away what was not current at `stop` or later, and what nothing refers to.
+    /// Waits for the disk, for long, while loads and commits go on. One at a time.
+    ///
+    /// # Errors
+    ///
+    /// Whatever they are, nothing has changed.
+    fn pack(
+        &self,
+        stop: Tid,
+        progress: &pack::Progress,
+        handover: &dyn pack::Handover,
+    ) -> Result<pack::Outcome, StorageError>;
+
     /// Saves what makes the next start fast. May be called while commits go on.
     ///
     /// # Errors
@@ -190,6 +204,15 @@ pub trait Appender: Send + std::fmt::Debug {
 
     /// Lets everybody see what the last [`Appender::write`] has written.
     fn publish(&mut self, batch: &[Commit]);
+
+    /// Puts a packed file in the place of the data file, and returns what loads are to be answered
+    /// from. Everything that was written is published.
+    ///
+    /// # Errors
+    ///
+    /// Nothing has changed; or, if the verdict is to poison, which file the next start finds is
+    /// unknown, and the storage takes no more commits.
+    fn succeed(&mut self, successor: pack::Successor) -> Result<Arc<dyn View>, StorageError>;
 
     /// Leaves the storage as the next start, or Python's, wants it: index saved, lock given back.
     fn close(&mut self) -> Result<(), StorageError>;

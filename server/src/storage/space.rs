@@ -14,6 +14,8 @@
 
 use std::sync::{Arc, PoisonError, TryLockError};
 
+use zeoring_shared::io::DiskFile;
+
 use super::StorageError;
 use super::file::FileStorage;
 use super::generation::Generation;
@@ -42,6 +44,19 @@ pub struct Reservation {
 impl Space {
     pub(super) fn new(end: u64, quota: Option<u64>) -> Self {
         Self { promised: 0, reserved: end, quota }
+    }
+
+    /// Sets aside in another file, which ends at `end`, what was promised in this one and some
+    /// more. Returns up to where.
+    pub(super) fn promise_in(&self, file: &dyn DiskFile, end: u64) -> Result<u64, StorageError> {
+        let bytes = self.promised + STEP;
+        let reserved = file.reserve(end, bytes);
+        reserved.map(|()| end + bytes).map_err(|source| StorageError::NoSpace { source })
+    }
+
+    /// Goes on in the file of [`Space::promise_in`].
+    pub(super) fn go_on(&mut self, reserved: u64) {
+        self.reserved = reserved;
     }
 }
 
@@ -120,6 +135,22 @@ impl FileStorage {
             .map(|()| space.reserved = target)
             .or_else(|_| file.reserve(start, needed - start).map(|()| space.reserved = needed))
             .map_err(|source| StorageError::NoSpace { source })
+    }
+}
+
+impl Reservation {
+    /// Sets more space aside.
+    ///
+    /// # Errors
+    ///
+    /// As [`FileStorage::reserve`].
+    pub(super) fn enlarge(&mut self, bytes: u64) -> Result<(), StorageError> {
+        let mut space = self.storage.space.lock().unwrap_or_else(PoisonError::into_inner);
+        let (promised, needed) = self.storage.needs(&space, bytes)?;
+        self.storage.extend(&mut space, needed)?;
+        space.promised = promised;
+        self.bytes += bytes;
+        Ok(())
     }
 }
 

@@ -208,6 +208,10 @@ impl Disk for FaultyDisk {
         RealDisk.rename(source, target)
     }
 
+    fn link(&self, source: &Path, target: &Path) -> io::Result<()> {
+        RealDisk.link(source, target)
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         RealDisk.remove(path)
     }

@@ -491,6 +491,10 @@ impl Disk for SlowDisk {
         self.disk.rename(source, target)
     }
 
+    fn link(&self, source: &Path, target: &Path) -> io::Result<()> {
+        self.disk.link(source, target)
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.disk.remove(path)
     }
