@@ -193,6 +193,7 @@ class Truth(fspack.GC):
       reachable at the pack time. It does not stand in for the object's record at the pack time either.
     - A reference into nowhere does not end the pack, but for the root.
     - If a reachable record cannot be read, no object is removed.
+    - Of two records of an object in one transaction, a back pointer leads to the one it led to (see `TrueCopier`).
     - Without garbage collection, too, records are kept that a later back pointer leads to; stock fails there.
     """
 
@@ -247,10 +248,37 @@ class Truth(fspack.GC):
         return refs
 
 
+class TrueCopier(fspack.PackCopier):
+    """Leads back pointers to a record with the same data.
+
+    A transaction that undoes several has several records of an object. Stock leads every back pointer into it to the
+    first of them, whatever that one holds.
+    """
+
+    def _data_find(self, tpos, oid, data):
+        header = self._read_txn_header(tpos)
+        end, pos, found = tpos + header.tlen, tpos + header.headerlen(), 0
+        while pos < end:
+            record = self._read_data_header(pos)
+            if record.oid == oid and self.data_at(pos) == data:
+                found = pos
+            pos += record.recordlen()
+        return found
+
+    def data_at(self, pos):
+        record = self._read_data_header(pos)
+        while record.back:
+            record = self._read_data_header(record.back)
+        return self._file.read(record.plen) if record.plen else None
+
+
 def pack_by_python(folder, seconds, gc, keep_old, truth=False):
     """Gives the class of the error, or None."""
     path = os.path.join(folder, "Data.fs")
-    with mock.patch.object(fspack, "GC", Truth) if truth else contextlib.nullcontext():
+    with contextlib.ExitStack() as patches:
+        if truth:
+            patches.enter_context(mock.patch.object(fspack, "GC", Truth))
+            patches.enter_context(mock.patch.object(fspack, "PackCopier", TrueCopier))
         storage = FileStorage(path, pack_gc=gc, pack_keep_old=keep_old)
         try:
             storage.pack(seconds, referencesf)

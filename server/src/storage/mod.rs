@@ -25,6 +25,8 @@ pub mod iterate;
 pub mod load;
 pub mod lockfile;
 pub mod mapping;
+#[cfg(test)]
+mod mortal;
 mod oids;
 pub mod open;
 pub mod pack;

@@ -168,6 +168,9 @@ pub fn open(
         opening.cut_off(&*file, scanned.end, size, &rest)?;
     }
     opening.check_clock(scanned.last)?;
+    if !options.read_only {
+        opening.tidy();
+    }
     let storage = FileStorage::new(Opened {
         machine: machine.clone(),
         path: path.into(),
@@ -405,6 +408,18 @@ impl Opening<'_> {
             ),
         );
         Ok(())
+    }
+
+    /// Removes what a pack has left that was cut short. The data file is there, so no pack has
+    /// put this in its place.
+    fn tidy(&self) {
+        let pack = beside(self.path, ".pack");
+        let disk = &*self.machine.disk;
+        if disk.exists(&pack).is_ok_and(|there| there) {
+            let removed = disk.remove(&pack);
+            let text = format_args!("{}: left by a pack; removed: {removed:?}", pack.display());
+            log::event(Source::FILE_STORAGE, Severity::Warning, "", text);
+        }
     }
 
     fn check_clock(&self, last: Tid) -> Result<(), OpenError> {

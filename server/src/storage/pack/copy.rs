@@ -219,10 +219,11 @@ impl Copier {
 
     /// What a record after the border holds in the new file.
     fn later_body(&mut self, at: u64, record: &DataHeader, end: u64) -> Result<Body, StorageError> {
-        if record.length == 0 && record.back != 0 {
-            if let Some(position) = self.image(record.oid, record.back, end)? {
-                return Ok(Body::Back(position));
-            }
+        if record.length == 0
+            && record.back != 0
+            && let Some(position) = self.image(record.oid, record.back, end)?
+        {
+            return Ok(Body::Back(position));
         }
         self.data_of(at, record, end)
     }

@@ -29,7 +29,6 @@ mod tests;
 use self::copy::Copier;
 use self::output::Output;
 pub use self::progress::{Phase, Progress};
-use self::reach::Found;
 use super::file::FileStorage;
 use super::generation::Generation;
 use super::paths::beside;
@@ -91,10 +90,8 @@ impl FileStorage {
             return Ok(Outcome::Nothing);
         }
         let before = generation.end();
-        let kept = match reach::find(&generation, before, stop, self.packing.gc, progress)? {
-            Found::Kept(kept) => kept,
-            Found::Redundant => return Ok(Outcome::Redundant),
-        };
+        let kept = reach::find(&generation, before, stop, self.packing.gc, progress)?;
+        let Some(kept) = kept else { return Ok(Outcome::Redundant) };
         let path = self.pack_path();
         let packed = Output::create(&*self.machine.disk, &path)
             .and_then(|output| Copier::up_to_border(&generation, kept, output, before, progress))

@@ -45,15 +45,6 @@ pub(super) struct Kept {
     pub(super) border: u64,
 }
 
-/// What there is to pack.
-#[derive(Debug)]
-pub(super) enum Found {
-    /// These records are kept.
-    Kept(Kept),
-    /// An earlier pack went as far, or further, or nothing has happened since.
-    Redundant,
-}
-
 impl Kept {
     /// Whether the object's record at that position is kept.
     pub(super) fn has(&self, oid: Oid, position: u64) -> bool {
@@ -62,17 +53,19 @@ impl Kept {
 }
 
 /// Finds out what a pack to `stop` keeps, given what was committed before `end`.
+///
+/// `None`: an earlier pack went as far, or further, or nothing has happened since.
 pub(super) fn find(
     generation: &Generation,
     end: u64,
     stop: Tid,
     gc: bool,
     progress: &Progress,
-) -> Result<Found, StorageError> {
+) -> Result<Option<Kept>, StorageError> {
     let mut window = Window::new(generation.file.clone(), end);
     progress.begin(Phase::Index, end);
     let Some((marks, border)) = at_pack_time(&mut window, end, stop, progress)? else {
-        return Ok(Found::Redundant);
+        return Ok(None);
     };
     let revived = revived(&mut window, border, end, progress)?;
     let mut search = Search {
@@ -94,7 +87,7 @@ pub(super) fn find(
         search.marks.reach_all();
     }
     search.report(generation);
-    Ok(Found::Kept(Kept { marks: search.marks, revived, border }))
+    Ok(Some(Kept { marks: search.marks, revived, border }))
 }
 
 /// The last record of each object at the pack time, and where the first later transaction stands.
