@@ -3,6 +3,7 @@
 //! Does nothing on a reactor and nothing on the commit thread but to hand over what it has written:
 //! see [`crate::storage::pack`].
 
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
@@ -78,6 +79,9 @@ impl Packer {
 ///
 /// A pack is under way already, or there is no thread to be had: what the client is told.
 pub fn start(service: &Arc<Service>, post: &Post, errand: Errand) -> Result<(), ErrorReply> {
+    if service.poisoned.load(Ordering::Acquire) {
+        return Err(refusal::of(&StorageError::Poisoned));
+    }
     let mut under_way = service.packer.under_way();
     let busy = under_way.as_ref().is_some_and(|pack| !pack.ended.load(Ordering::Acquire));
     if busy || service.packer.stopping.load(Ordering::Acquire) {
@@ -110,7 +114,10 @@ fn pack(
         log::event(Source::SERVER, severity, &label, format_args!("pack(time={time:?}) {text}"));
     };
     say(Severity::Info, "started...");
-    let outcome = service.storage.pack(stop, progress, service);
+    // Whoever waits is answered, whatever happens; what it was is on stderr.
+    let packing = || service.storage.pack(stop, progress, service);
+    let outcome = panic::catch_unwind(AssertUnwindSafe(packing))
+        .unwrap_or_else(|_| Err(StorageError::Refused("the pack has failed".to_owned())));
     match &outcome {
         Ok(Outcome::Packed { before, after }) => {
             say(Severity::Info, &format!("complete: {before} bytes before, {after} after"));

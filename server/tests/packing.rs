@@ -1,4 +1,5 @@
 //! Packing as clients see it: what goes on meanwhile, what is refused, and who is told.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on may say so")]
 
 mod support;
 

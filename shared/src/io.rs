@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{FallocateFlags, FlockOperation};
+use rustix::fs::{FallocateFlags, FlockOperation, Gid, Mode, Uid};
 use rustix::io::{Errno, ReadWriteFlags};
 
 /// What a file is opened for.
@@ -89,6 +89,16 @@ pub trait DiskFile: fmt::Debug + Send + Sync {
     /// Lets the disk begin to read what will be asked for soon. Only a hint: never waits.
     fn will_need(&self, position: u64, length: u64) {
         let _ = (position, length);
+    }
+
+    /// Takes the owner and the permissions of another file, as far as the process may.
+    ///
+    /// # Errors
+    ///
+    /// The permissions could not be read or set.
+    fn take_after(&self, model: &dyn DiskFile) -> io::Result<()> {
+        let _ = model;
+        Ok(())
     }
 
     /// Takes the lock that one process may hold, or returns `false` if another has it (`flock`).
@@ -240,6 +250,16 @@ impl DiskFile for RealFile {
         let length = std::num::NonZeroU64::new(length);
         // A file system that does not take hints reads when it is asked to.
         let _ = rustix::fs::fadvise(&self.0, position, length, rustix::fs::Advice::WillNeed);
+    }
+
+    fn take_after(&self, model: &dyn DiskFile) -> io::Result<()> {
+        let Some(model) = model.descriptor() else { return Ok(()) };
+        let stat = rustix::fs::fstat(model)?;
+        let (owner, group) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+        // Only root may give files away, and only to a group of its own may anybody else.
+        let _ = rustix::fs::fchown(&self.0, None, Some(group));
+        let _ = rustix::fs::fchown(&self.0, Some(owner), None);
+        Ok(rustix::fs::fchmod(&self.0, Mode::from_raw_mode(stat.st_mode))?)
     }
 
     fn try_lock(&self) -> io::Result<bool> {

@@ -93,7 +93,7 @@ impl FileStorage {
         let kept = reach::find(&generation, before, stop, self.packing.gc, progress)?;
         let Some(kept) = kept else { return Ok(Outcome::Redundant) };
         let path = self.pack_path();
-        let packed = Output::create(&*self.machine.disk, &path)
+        let packed = Output::create(&*self.machine.disk, &path, &*generation.file)
             .and_then(|output| Copier::up_to_border(&generation, kept, output, before, progress))
             .and_then(|copier| match copier {
                 None => Ok(None),

@@ -36,9 +36,15 @@ pub(super) fn failed(doing: &'static str) -> impl Fn(std::io::Error) -> StorageE
 }
 
 impl Output {
-    /// Makes the file, in place of what an earlier pack may have left.
-    pub(super) fn create(disk: &dyn Disk, path: &Path) -> Result<Self, StorageError> {
+    /// Makes the file, in place of what an earlier pack may have left, for those who may read and
+    /// write the `old` one.
+    pub(super) fn create(
+        disk: &dyn Disk,
+        path: &Path,
+        old: &dyn DiskFile,
+    ) -> Result<Self, StorageError> {
         let file = disk.open(path, Access::Truncate).map_err(failed("making the new file"))?;
+        file.take_after(old).map_err(failed("setting the new file's permissions"))?;
         let mut buffer = Vec::with_capacity(2 * PIECE);
         buffer.extend_from_slice(&MAGIC);
         Ok(Self { file, buffer, written: 0, synced: 0 })

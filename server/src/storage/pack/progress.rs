@@ -85,7 +85,7 @@ impl Progress {
         let before = self.done.swap(done, Ordering::Relaxed);
         let total = self.total.load(Ordering::Relaxed);
         let tenth = (total / 10).max(LOGGED_MIN);
-        if before / tenth < done / tenth {
+        if total != 0 && before / tenth < done / tenth {
             let (phase, ..) = self.now();
             let text = format_args!("pack: {} ({done} of {total})", phase.name());
             log::event(Source::FILE_STORAGE, Severity::Info, "", text);

@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -93,6 +94,8 @@ fn what_is_left_is_what_the_root_leads_to_and_everything_later() {
     let folder = Folder::new();
     let (storage, mut appender) = folder.open().unwrap();
     past(&storage, &mut appender);
+    let permissions = fs::Permissions::from_mode(0o664);
+    fs::set_permissions(folder.path(), permissions.clone()).unwrap();
     let (before, end) = (fs::read(folder.path()).unwrap(), storage.end());
     let outcome = pack(&storage, &mut appender, 35).unwrap();
     assert_eq!(outcome, Outcome::Packed { before: end, after: storage.end() });
@@ -118,6 +121,8 @@ fn what_is_left_is_what_the_root_leads_to_and_everything_later() {
     assert_eq!(after[..storage.end() as usize], expected);
     assert_eq!(fs::read(folder.beside(".old")).unwrap(), before[..end as usize]);
     assert!(!folder.beside(".pack").exists());
+    let mode = fs::metadata(folder.path()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, permissions.mode() & 0o777);
     assert_eq!(storage.object_count(), 3);
     assert_eq!(storage.last_tid(), Tid(40));
 
