@@ -5,7 +5,8 @@
 Each seed makes a database by Python's FileStorage: objects that refer to each other in cycles, by weak references and
 into other databases, in trees, to objects that are not there; objects that are cut off and come back; deletions; undo,
 undo of undo, undo of creations; records that cannot be read. It is packed to several times in turn, with and without
-garbage collection, by both. Equal must be: Data.fs and Data.fs.old, byte by byte, and Data.fs.index as Python reads it.
+garbage collection, by both. Equal must be: Data.fs and Data.fs.old, byte by byte, Data.fs.index
+as Python reads it, and the blobs that are left and kept.
 
 Where stock fails, or keeps less than it should (see `Truth`), ours is held against a corrected copy of stock's rules.
 """
@@ -24,8 +25,15 @@ from base64 import encodebytes
 from collections import Counter
 from unittest import mock
 
+import transaction
 import ZODB.FileStorage.fspack as fspack
+from BTrees.OOBTree import OOBTree
+from persistent.list import PersistentList
+from persistent.mapping import PersistentMapping
 from persistent.TimeStamp import TimeStamp
+from persistent.wref import WeakRef
+from ZODB import DB
+from ZODB.blob import Blob
 from ZODB.Connection import TransactionMetaData
 from ZODB.FileStorage import FileStorage
 from ZODB.fsIndex import fsIndex
@@ -186,6 +194,68 @@ class Maker:
                 self.last = max([self.last] + [oid for oid in new if oid < 1 << 24])
 
 
+class BlobMaker:
+    """A database as applications make it, through ZODB: trees, weak references, blobs, undo."""
+
+    def __init__(self, path, seed, objects):
+        rng = random.Random(seed)
+        self.counts, self.times, now = Counter(), [], [1_700_000_000.25]
+        layout = rng.choice(("bushy", "lawn"))
+        folder = os.path.join(os.path.dirname(path), "blobs")
+        os.mkdir(folder)
+        with open(os.path.join(folder, ".layout"), "w") as marker:
+            marker.write(layout)
+        storage = FileStorage(path, create=True, blob_dir=folder)
+        clock = mock.patch.object(time, "time", lambda: now[0])
+        with clock:
+            db = DB(storage)
+            connection = db.open()
+            root = connection.root()
+            root["tree"] = tree = OOBTree()
+            root["list"] = PersistentList()
+            root["blobs"] = PersistentMapping()
+
+            def commit():
+                now[0] += STEP
+                transaction.commit()
+                self.times.append(now[0])
+
+            commit()
+            for step in range(40):
+                for _ in range(objects // 40):
+                    tree[rng.random()] = rng.choice((PersistentMapping, PersistentList))()
+                for key in rng.sample(list(tree), min(len(tree), objects // 80)):
+                    del tree[key]
+                if rng.random() < 0.5:
+                    name = f"blob{rng.randrange(8)}"
+                    blob = root["blobs"].get(name) if rng.random() < 0.6 else None
+                    if blob is None:
+                        blob = root["blobs"][name] = Blob()
+                    with blob.open("w") as file:
+                        file.write(b"%d" % step * 10)
+                    self.counts["blobs"] += 1
+                elif len(root["blobs"]) and rng.random() < 0.5:
+                    del root["blobs"][rng.choice(list(root["blobs"]))]
+                target = PersistentMapping()
+                target["list"] = root["list"]
+                connection.add(target)
+                root["list"].append(WeakRef(target))
+                root["list"].append(target if rng.random() < 0.5 else None)
+                commit()
+                if rng.random() < 0.3:
+                    try:
+                        db.undo(db.undoLog(0, 3)[rng.randrange(3)]["id"])
+                        commit()
+                        self.counts["undo"] += 1
+                    except Exception:
+                        transaction.abort()
+                        self.counts["refused"] += 1
+                    connection.sync()
+            self.now = now[0]
+            connection.close()
+            db.close()
+
+
 class Truth(fspack.GC):
     """Stock's rules, but nothing that is still wanted is lost, and nothing ends the pack.
 
@@ -279,7 +349,9 @@ def pack_by_python(folder, seconds, gc, keep_old, truth=False):
         if truth:
             patches.enter_context(mock.patch.object(fspack, "GC", Truth))
             patches.enter_context(mock.patch.object(fspack, "PackCopier", TrueCopier))
-        storage = FileStorage(path, pack_gc=gc, pack_keep_old=keep_old)
+        blobs = os.path.join(folder, "blobs")
+        options = {"blob_dir": blobs} if os.path.exists(blobs) else {}
+        storage = FileStorage(path, pack_gc=gc, pack_keep_old=keep_old, **options)
         try:
             storage.pack(seconds, referencesf)
         except (Exception, AssertionError) as error:
@@ -291,14 +363,15 @@ def pack_by_python(folder, seconds, gc, keep_old, truth=False):
     return None
 
 
-def config(gc, keep_old):
+def config(gc, keep_old, blobs):
     flags = f"  pack-gc {str(gc).lower()}\n  pack-keep-old {str(keep_old).lower()}\n"
+    flags += f"  blob-dir {blobs}\n" if os.path.exists(blobs) else ""
     return f"<zeo>\n  address 127.0.0.1:0\n</zeo>\n<filestorage 1>\n  path Data.fs\n{flags}</filestorage>\n"
 
 
 def pack_by_server(command, folder, seconds, gc, keep_old, codec):
     """Gives the class of the error, or None."""
-    with Server(command, config(gc, keep_old), folder) as server:
+    with Server(command, config(gc, keep_old, os.path.join(folder, "blobs")), folder) as server:
         with Client(server.address, codec=codec) as client:
             try:
                 client.call("pack", seconds, True)
@@ -315,6 +388,19 @@ def contents(folder):
         found[name] = open(path, "rb").read() if os.path.exists(path) else None
     index = fsIndex.load(os.path.join(folder, "Data.fs.index"))
     found["index"] = (index["pos"], sorted(index["index"].items()))
+    for name in ("blobs", "blobs.old"):
+        # Stock moves empty folders, too.
+        found[name] = sorted(
+            os.path.relpath(os.path.join(where, name_), folder)
+            for where, _, names in os.walk(os.path.join(folder, name))
+            for name_ in names
+            if name_ not in (".lock", ".removed")
+        )
+    found["empty folders"] = [
+        where
+        for where, folders, names in os.walk(os.path.join(folder, "blobs"))
+        if not folders and not names and os.path.basename(where) not in ("tmp", "blobs")
+    ]
     found["rest"] = sorted(
         name for name in os.listdir(folder) if name.endswith((".pack", ".index_tmp")) or ".tr" in name
     )
@@ -327,6 +413,8 @@ def difference(one, other):
             if isinstance(one[name], bytes) and isinstance(other[name], bytes):
                 at = next((n for n, pair in enumerate(zip(one[name], other[name])) if pair[0] != pair[1]), -1)
                 return f"{name}: {len(one[name])} and {len(other[name])} bytes, first difference at {at}"
+            if name.startswith("blobs"):
+                return f"{name}: only {sorted(set(one[name]) - set(other[name]))}, {sorted(set(other[name]) - set(one[name]))}"
             return f"{name}: {str(one[name])[:200]} and {str(other[name])[:200]}"
     return None
 
@@ -354,9 +442,11 @@ def run(options, seed, objects, counts):
     with tempfile.TemporaryDirectory(prefix="zeoring-pack-") as base:
         folders = {name: os.path.join(base, name) for name in ("stock", "truth", "ours")}
         os.mkdir(folders["stock"])
-        maker = Maker(
-            os.path.join(folders["stock"], "Data.fs"), seed, objects, rng.random() < 0.4, rng.random() < 0.4
-        )
+        path = os.path.join(folders["stock"], "Data.fs")
+        if rng.random() < 0.3:
+            maker = BlobMaker(path, seed, objects)
+        else:
+            maker = Maker(path, seed, objects, rng.random() < 0.4, rng.random() < 0.4)
         counts.update(maker.counts)
         times = [maker.times[int(len(maker.times) * rng.uniform(0.1, 0.9))] + STEP / 2]
         times += [rng.choice(maker.times) + rng.choice((0, 1)), times[0], maker.now + STEP, maker.now + STEP, 0.5]
@@ -378,7 +468,7 @@ def run(options, seed, objects, counts):
                     found[name] = contents(folder)
                     if found[name]["Data.fs"] == before["Data.fs"]:
                         # Stock removes the old file even if it then does nothing.
-                        found[name]["Data.fs.old"] = None
+                        found[name]["Data.fs.old"] = found[name]["blobs.old"] = None
             if errors["ours"] != errors["truth"]:
                 raise Difference(f"to {seconds}: {errors}")
             like_stock = "stock" in found and difference(found["stock"], found["ours"]) is None

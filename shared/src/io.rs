@@ -50,6 +50,12 @@ pub trait Disk: fmt::Debug + Send + Sync {
     /// The names in a folder, in no order.
     fn list(&self, folder: &Path) -> io::Result<Vec<OsString>>;
 
+    /// Makes a folder, and those that it lies in, as far as they are not there.
+    fn make_folder(&self, folder: &Path) -> io::Result<()>;
+
+    /// Removes a folder that is empty.
+    fn remove_folder(&self, folder: &Path) -> io::Result<()>;
+
     /// Makes names given or taken in a folder durable.
     fn sync_folder(&self, folder: &Path) -> io::Result<()>;
 }
@@ -198,6 +204,14 @@ impl Disk for RealDisk {
 
     fn list(&self, folder: &Path) -> io::Result<Vec<OsString>> {
         fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name())).collect()
+    }
+
+    fn make_folder(&self, folder: &Path) -> io::Result<()> {
+        fs::create_dir_all(folder)
+    }
+
+    fn remove_folder(&self, folder: &Path) -> io::Result<()> {
+        fs::remove_dir(folder)
     }
 
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {

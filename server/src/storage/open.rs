@@ -18,6 +18,7 @@ use super::file::{FileStorage, Opened};
 use super::index::Index;
 use super::index_read::{self, Loaded};
 use super::lockfile::{LockError, LockFile};
+use super::pack::Blobs;
 use super::paths::{beside, folder};
 use super::recover::{self, Proof, Rest};
 use super::{StorageError, index_file};
@@ -28,18 +29,20 @@ use crate::log::{self, Severity, Source};
 const FUTURE_MAX: Duration = Duration::from_secs(60 * 60);
 
 /// How a data file is packed.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Packing {
     /// A pack also removes objects that nothing refers to.
     pub gc: bool,
     /// A pack keeps the file as it was before, as `.old`.
     pub keep_old: bool,
+    /// The blobs that are packed along.
+    pub blobs: Option<Blobs>,
 }
 
 impl Default for Packing {
     /// As ZODB does it.
     fn default() -> Self {
-        Self { gc: true, keep_old: true }
+        Self { gc: true, keep_old: true, blobs: None }
     }
 }
 
@@ -176,7 +179,7 @@ pub fn open(
         path: path.into(),
         file,
         index: start.index,
-        packing: options.packing,
+        packing: options.packing.clone(),
         quota: options.quota,
         read_only: options.read_only,
         end: scanned.end,

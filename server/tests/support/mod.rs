@@ -507,6 +507,14 @@ impl Disk for SlowDisk {
         self.disk.list(folder)
     }
 
+    fn make_folder(&self, folder: &Path) -> io::Result<()> {
+        self.disk.make_folder(folder)
+    }
+
+    fn remove_folder(&self, folder: &Path) -> io::Result<()> {
+        self.disk.remove_folder(folder)
+    }
+
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {
         self.disk.sync_folder(folder)
     }

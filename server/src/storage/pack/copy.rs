@@ -12,8 +12,11 @@
 //! The order and the bytes are those of `FileStoragePacker` of `ZODB/FileStorage/fspack.py`.
 
 use zeoring_shared::ids::Oid;
-use zeoring_shared::record::{DataHeader, FIRST, PACKED, TransactionHeader, UNDONE};
+use zeoring_shared::record::{
+    BLOB_PREFIX, DataHeader, FIRST, PACKED, TransactionHeader, UNDONE, is_blob,
+};
 
+use super::blobs::Dropped;
 use super::output::Output;
 use super::progress::{Phase, Progress};
 use super::reach::Kept;
@@ -41,6 +44,8 @@ pub(super) struct Copier {
     shifts: Vec<(u64, i64)>,
     /// The records of one transaction, before they are written.
     plan: Vec<Planned>,
+    /// Blobs of revisions that are not kept, if the storage has blobs.
+    dropped: Option<Dropped>,
 }
 
 /// A record that is to be written.
@@ -81,17 +86,15 @@ impl Body {
 }
 
 impl Copier {
-    /// Copies what is kept of the time before the pack time.
-    ///
-    /// `None`: that would save nothing.
-    pub(super) fn up_to_border(
+    /// A new file without any transaction.
+    pub(super) fn new(
         generation: &Generation,
-        kept: Kept,
+        kept: &Kept,
         output: Output,
+        dropped: Option<Dropped>,
         end: u64,
-        progress: &Progress,
-    ) -> Result<Option<Self>, StorageError> {
-        let mut copier = Self {
+    ) -> Self {
+        Self {
             output,
             index: Index::default(),
             window: Window::new(generation.file.clone(), end),
@@ -101,19 +104,29 @@ impl Copier {
             revived: Vec::new(),
             shifts: Vec::new(),
             plan: Vec::new(),
-        };
+            dropped,
+        }
+    }
+
+    /// Copies what is kept of the time before the pack time. Returns whether that saves anything.
+    pub(super) fn up_to_border(
+        &mut self,
+        kept: &Kept,
+        end: u64,
+        progress: &Progress,
+    ) -> Result<bool, StorageError> {
         progress.begin(Phase::Copy, kept.border);
-        while copier.done < kept.border {
-            copier.packed_transaction(&kept, end)?;
-            progress.reach(copier.done)?;
+        while self.done < kept.border {
+            self.packed_transaction(kept, end)?;
+            progress.reach(self.done)?;
         }
-        let new = copier.output.position();
-        if new == kept.border {
-            return Ok(None);
+        if let Some(dropped) = &mut self.dropped {
+            dropped.flush()?;
         }
-        copier.border = (kept.border, new);
-        copier.shifts.push((kept.border, new as i64 - kept.border as i64));
-        Ok(Some(copier))
+        let new = self.output.position();
+        self.border = (kept.border, new);
+        self.shifts.push((kept.border, new as i64 - kept.border as i64));
+        Ok(new != kept.border)
     }
 
     fn packed_transaction(&mut self, kept: &Kept, end: u64) -> Result<(), StorageError> {
@@ -123,6 +136,7 @@ impl Copier {
         let mut started = None;
         while let Some((at, record)) = records.next(&mut self.window)? {
             if !kept.has(record.oid, at) {
+                self.note_blob(at, &record, end)?;
                 continue;
             }
             let new = match started {
@@ -150,6 +164,30 @@ impl Copier {
         }
         self.done = header.end(position);
         Ok(())
+    }
+
+    /// Notes the blob of a record that is not kept, if it has one.
+    fn note_blob(&mut self, at: u64, record: &DataHeader, end: u64) -> Result<(), StorageError> {
+        if self.dropped.is_none() {
+            return Ok(());
+        }
+        let Body::Data { start, length, place } = self.data_of(at, record, end)? else {
+            return Ok(());
+        };
+        let length = length.min(BLOB_PREFIX as u64) as usize;
+        if is_blob(self.window_of(place).bytes(start, length)?)
+            && let Some(dropped) = &mut self.dropped
+        {
+            dropped.note(record.oid, record.serial)?;
+        }
+        Ok(())
+    }
+
+    fn window_of(&mut self, place: Place) -> &mut Window {
+        match place {
+            Place::Here => &mut self.window,
+            Place::Elsewhere => &mut self.chain,
+        }
     }
 
     /// Copies the transactions up to `end`, which were committed after the pack time.

@@ -12,11 +12,12 @@
 //! The result is, byte for byte, that of `ZODB/FileStorage/fspack.py`, but where that would lose an
 //! object or give up: see [`reach`] and `docs/conformance.md`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use zeoring_shared::ids::Tid;
 
+mod blobs;
 mod copy;
 mod output;
 mod progress;
@@ -26,9 +27,12 @@ mod switch;
 #[cfg(test)]
 mod tests;
 
+pub use self::blobs::Blobs;
+use self::blobs::{Dropped, Occasion};
 use self::copy::Copier;
 use self::output::Output;
 pub use self::progress::{Phase, Progress};
+use self::reach::Kept;
 use super::file::FileStorage;
 use super::generation::Generation;
 use super::paths::beside;
@@ -89,30 +93,62 @@ impl FileStorage {
         if generation.index.is_empty() {
             return Ok(Outcome::Nothing);
         }
+        if let Some(blobs) = &self.packing.blobs {
+            // What a pack has left that was killed between its switch and its end.
+            self.remove_blobs(blobs, Occasion::Crashed);
+        }
         let before = generation.end();
         let kept = reach::find(&generation, before, stop, self.packing.gc, progress)?;
         let Some(kept) = kept else { return Ok(Outcome::Redundant) };
         let path = self.pack_path();
-        let packed = Output::create(&*self.machine.disk, &path, &*generation.file)
-            .and_then(|output| Copier::up_to_border(&generation, kept, output, before, progress))
-            .and_then(|copier| match copier {
-                None => Ok(None),
-                Some(mut copier) => {
-                    catch_up(&mut copier, &generation, progress)?;
-                    self.replace(copier, &generation, progress, handover).map(Some)
-                }
-            });
+        let packed = self.copy(&generation, kept, before, progress).and_then(|copier| {
+            let Some(mut copier) = copier else { return Ok(None) };
+            catch_up(&mut copier, &generation, progress)?;
+            self.replace(copier, &generation, progress, handover).map(Some)
+        });
         match packed {
-            Ok(Some(after)) => Ok(Outcome::Packed { before, after }),
+            Ok(Some(after)) => {
+                if let Some(blobs) = &self.packing.blobs {
+                    self.remove_blobs(blobs, Occasion::Packed);
+                }
+                Ok(Outcome::Packed { before, after })
+            }
             Ok(None) => {
-                self.discard(&path);
+                self.abandon(&path);
                 Ok(Outcome::Nothing)
             }
             Err(error) => {
-                self.discard(&path);
+                self.abandon(&path);
                 Err(error)
             }
         }
+    }
+
+    /// Removes what a pack has written that ends without a switch.
+    fn abandon(&self, path: &Path) {
+        self.discard(path);
+        if let Some(blobs) = &self.packing.blobs {
+            self.forget_blobs(blobs);
+        }
+    }
+
+    /// Copies what is kept of the time before the pack time, if that saves anything.
+    fn copy(
+        &self,
+        generation: &Generation,
+        kept: Kept,
+        end: u64,
+        progress: &Progress,
+    ) -> Result<Option<Copier>, StorageError> {
+        let disk = &*self.machine.disk;
+        let output = Output::create(disk, &self.pack_path(), &*generation.file)?;
+        // Without a folder there are no blobs.
+        let blobs = self.packing.blobs.as_ref();
+        let blobs = blobs.filter(|blobs| disk.exists(&blobs.folder).is_ok_and(|there| there));
+        let dropped = blobs.map(|blobs| Dropped::create(disk, &blobs.folder)).transpose()?;
+        let mut copier = Copier::new(generation, &kept, output, dropped, end);
+        let saves = copier.up_to_border(&kept, end, progress)?;
+        Ok(saves.then_some(copier))
     }
 
     /// Where a pack writes.

@@ -144,7 +144,10 @@ fn what_is_left_is_what_the_root_leads_to_and_everything_later() {
 #[test]
 fn what_began_in_the_old_file_ends_there() {
     let folder = Folder::new();
-    let options = Options { packing: Packing { gc: true, keep_old: false }, ..Options::default() };
+    let options = Options {
+        packing: Packing { keep_old: false, ..Packing::default() },
+        ..Options::default()
+    };
     let (storage, mut appender) = folder.open_with(&options).unwrap();
     past(&storage, &mut appender);
     let (old, mut cursor) = (storage.current(), storage.transactions(Tid(20), Tid::MAX));
@@ -260,6 +263,54 @@ fn what_is_not_there_and_what_cannot_be_read_end_no_pack_and_lose_nothing() {
 }
 
 #[test]
+fn a_list_of_blobs_that_a_crash_has_left_takes_only_what_nobody_has() {
+    for (layout, of_one, of_nine) in [
+        (
+            "bushy",
+            "0x00/0x00/0x00/0x00/0x00/0x00/0x00/0x01",
+            "0x00/0x00/0x00/0x00/0x00/0x00/0x00/0x09",
+        ),
+        ("lawn", "0x01", "0x09"),
+        ("", "0x00/0x00/0x00/0x00/0x00/0x00/0x00/0x01", "0x00/0x00/0x00/0x00/0x00/0x00/0x00/0x09"),
+        ("future", "0x01", "0x09"),
+    ] {
+        let folder = Folder::new();
+        let blobs = folder.temporary.path().join("blobs");
+        let put = |path: &str| {
+            let path = blobs.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, layout).unwrap();
+        };
+        let (live, dead) = (format!("{of_one}/0x1e.blob"), format!("{of_one}/0x14.blob"));
+        // The last is of a transaction that has not ended yet.
+        let gone = [format!("{of_nine}/0x0a.blob"), format!("{of_nine}/0x0b.blob")];
+        let begun = format!("{of_nine}/0x1000.blob");
+        for path in [&live, &dead, &gone[0], &gone[1], &begun, ".layout"] {
+            put(path);
+        }
+        let line = |oid: u64, tid: u64| format!("{}{}\n", Oid(oid), Tid(tid));
+        let list = [line(1, 30), line(1, 20), line(9, 10), line(9, 10), "rubbish".to_owned()];
+        fs::write(blobs.join(".removed"), list.concat()).unwrap();
+        let packing = Packing {
+            blobs: Some(Blobs { folder: blobs.clone(), keep_old: false }),
+            ..Packing::default()
+        };
+        let options = Options { packing, ..Options::default() };
+        let (storage, mut appender) = folder.open_with(&options).unwrap();
+        past(&storage, &mut appender);
+        commit(&storage, &mut appender, 45, &[Store(0, 10, &data(&[1], "root"))]);
+        assert_eq!(pack(&storage, &mut appender, 5).unwrap(), Outcome::Nothing);
+        let there = |path: &String| blobs.join(path).exists();
+        assert!(there(&live) && there(&begun), "{layout}");
+        let known = layout != "future";
+        for path in [&dead, &gone[0], &gone[1]] {
+            assert_eq!(there(path), !known, "{layout} {path}");
+        }
+        assert!(!blobs.join(".removed").exists(), "{layout}");
+    }
+}
+
+#[test]
 fn a_pack_that_would_change_nothing_does_nothing() {
     let folder = Folder::new();
     let (storage, mut appender) = folder.open().unwrap();
@@ -320,7 +371,8 @@ fn life(
     machine: &zeoring_shared::io::Machine,
     keep_old: bool,
 ) -> (u64, Vec<u64>) {
-    let options = Options { packing: Packing { gc: true, keep_old }, ..Options::default() };
+    let options =
+        Options { packing: Packing { keep_old, ..Packing::default() }, ..Options::default() };
     let (storage, mut appender) = open(machine, Path::new("Data.fs"), &options).unwrap();
     past(&storage, &mut appender);
     storage.save_index().unwrap();
