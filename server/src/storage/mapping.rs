@@ -9,7 +9,7 @@
 //! for another lock, while holding it.
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
@@ -17,7 +17,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use bytes::Bytes;
 use zeoring_shared::ids::{Oid, Tid};
 use zeoring_shared::io::DiskFile;
-use zeoring_shared::record::{COMMITTED, PACKED, References};
+use zeoring_shared::record::{COMMITTED, PACKED};
 
 use super::pack::{Handover, Outcome, Progress, Successor};
 use super::{
@@ -27,16 +27,14 @@ use super::{
 };
 use crate::commit::check::{Tally, check_read, read_spool};
 use crate::commit::draft::{Draft, Operation};
-use crate::log::{self, Severity, Source};
+
+mod pack;
 
 /// Bytes that an object counts for in the size, beside its revisions.
 const OBJECT_SIZE: u64 = 50;
 
 /// Bytes that a revision counts for in the size, beside its pickles.
 const REVISION_SIZE: u64 = 100;
-
-/// Who speaks in the log.
-const LOGGER: Source = Source("ZODB.MappingStorage");
 
 /// Objects in memory. Made by [`MappingStorage::create`].
 #[derive(Debug)]
@@ -130,67 +128,6 @@ impl State {
         };
         let end = revisions.get(after).map(|(tid, _)| *tid);
         Ok(Some(Revision { data: data.clone(), serial: *serial, end }))
-    }
-
-    /// The revisions of an object that a pack keeps: the last one at the pack time, and later ones.
-    fn kept(revisions: &Revisions, stop: Tid) -> &[(Tid, Bytes)] {
-        let later = revisions.partition_point(|(tid, _)| *tid <= stop);
-        &revisions[later.saturating_sub(1)..]
-    }
-
-    /// The objects that the root leads to, by any revision that a pack keeps.
-    fn reachable(&self, stop: Tid) -> Result<HashSet<Oid>, StorageError> {
-        let (mut reached, mut waiting) = (HashSet::from([Oid::ROOT]), vec![Oid::ROOT]);
-        let mut references = References::default();
-        if !self.objects.contains_key(&Oid::ROOT) {
-            return Err(StorageError::NoRoot);
-        }
-        while let Some(oid) = waiting.pop() {
-            let Some(revisions) = self.objects.get(&oid) else {
-                let text = format_args!("pack: {oid} is referred to, and not there");
-                log::event(LOGGER, Severity::Error, "", text);
-                continue;
-            };
-            for (_, data) in Self::kept(revisions, stop) {
-                let walked = references.walk(data, |referred| {
-                    if reached.insert(referred) {
-                        waiting.push(referred);
-                    }
-                });
-                if let Err(error) = walked {
-                    let text = format_args!(
-                        "pack: the references of {oid} cannot be told, so no object is removed: \
-                         {error}"
-                    );
-                    log::event(LOGGER, Severity::Error, "", text);
-                    return Ok(self.objects.keys().copied().collect());
-                }
-            }
-        }
-        Ok(reached)
-    }
-
-    /// Keeps these objects, as far back as the pack time.
-    fn keep(&mut self, reached: &HashSet<Oid>, stop: Tid) {
-        let Self { objects, transactions, size, .. } = self;
-        objects.retain(|oid, revisions| {
-            let stays = reached.contains(oid);
-            let from = if stays {
-                revisions.len() - Self::kept(revisions, stop).len()
-            } else {
-                revisions.len()
-            };
-            for (tid, data) in revisions.drain(..from) {
-                *size -= REVISION_SIZE + data.len() as u64;
-                let transaction = transactions.get_mut(&tid).expect("each revision has its own");
-                transaction.status = PACKED;
-                transaction.oids.retain(|other| other != oid);
-            }
-            *size -= if stays { 0 } else { OBJECT_SIZE };
-            stays
-        });
-        transactions
-            .retain(|_, transaction| transaction.status != PACKED || !transaction.oids.is_empty());
     }
 
     fn publish(&mut self, Written { tid, transaction, data }: Written) {
@@ -340,18 +277,7 @@ impl Storage for MappingStorage {
     }
 
     fn pack(&self, stop: Tid, _: &Progress, _: &dyn Handover) -> Result<Outcome, StorageError> {
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        let before = state.size;
-        if state.objects.is_empty() || state.packed == Some(stop) {
-            return Ok(Outcome::Nothing);
-        }
-        if state.packed.is_some_and(|packed| stop < packed) {
-            return Err(StorageError::PackedLater);
-        }
-        let kept = state.reachable(stop)?;
-        state.packed = Some(stop);
-        state.keep(&kept, stop);
-        Ok(Outcome::Packed { before, after: state.size })
+        self.state.write().unwrap_or_else(PoisonError::into_inner).pack(stop)
     }
 
     fn save_index(&self) -> Result<(), StorageError> {
