@@ -164,7 +164,7 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     ///
     /// # Errors
     ///
-    /// Whatever they are, nothing has changed.
+    /// Nothing has changed, but in the one case that [`Appender::succeed`] tells of.
     fn pack(
         &self,
         stop: Tid,

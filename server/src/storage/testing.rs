@@ -168,6 +168,8 @@ pub(crate) enum Fault {
     /// Writes take half their bytes and fail.
     Write,
     Sync,
+    /// Names are not made durable.
+    Folder,
     /// Nothing can be reserved.
     Reserve,
     /// Nothing is in memory.
@@ -233,6 +235,9 @@ impl Disk for FaultyDisk {
     }
 
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        if *self.fault.lock().unwrap() == Fault::Folder {
+            return Err(io::Error::from_raw_os_error(5));
+        }
         RealDisk.sync_folder(folder)
     }
 }

@@ -38,39 +38,43 @@ impl FileStorage {
         handover: &dyn Handover,
     ) -> Result<u64, StorageError> {
         progress.begin(Phase::Switch, generation.end());
-        // Nobody saves the index of the file that is about to go.
-        let mut saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
-        let switched = self.prepare_names().and_then(|()| {
-            let generation = Arc::clone(generation);
-            handover.hand_over(Successor { copier, generation, progress: Progress::default() })
-        });
-        if switched.as_ref().is_err_and(|error| error.verdict() == Verdict::Poison) {
-            // Whichever file is found at the next start, it is read as it is.
-            *saving = Saving::Never;
-        }
-        drop(saving);
-        match switched {
+        let switched = self.switch(copier, generation, handover);
+        match &switched {
             Ok(_) if self.packing.keep_old => {
                 // The space that was reserved behind its end.
                 drop(generation.file.set_length(generation.end()));
             }
             Ok(_) => self.discard(&beside(&self.path, ".old")),
-            Err(error) => {
-                if error.verdict() == Verdict::Refuse {
-                    if self.packing.keep_old {
-                        // A second name of the file that stays.
-                        self.discard(&beside(&self.path, ".old"));
-                    }
-                    self.save_index()?;
-                }
-                return Err(error);
-            }
+            Err(_) => {}
         }
         if let Err(error) = self.save_index() {
             let text = format_args!("{}: after a pack, {error}", self.path.display());
             log::event(Source::FILE_STORAGE, Severity::Warning, "", text);
         }
-        Ok(self.end())
+        switched.map(|_| self.end())
+    }
+
+    fn switch(
+        &self,
+        copier: Copier,
+        generation: &Arc<Generation>,
+        handover: &dyn Handover,
+    ) -> Result<Arc<dyn View>, StorageError> {
+        // Nobody saves the index of the file that is about to go.
+        let mut saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        self.prepare_names()?;
+        let (generation, progress) = (Arc::clone(generation), Progress::default());
+        let switched = handover.hand_over(Successor { copier, generation, progress });
+        match switched.as_ref().map_err(StorageError::verdict) {
+            // Whichever file is found at the next start, it is read as it is.
+            Err(Verdict::Poison) => *saving = Saving::Never,
+            // A second name of the file that stays.
+            Err(Verdict::Refuse) if self.packing.keep_old => {
+                self.discard(&beside(&self.path, ".old"));
+            }
+            _ => {}
+        }
+        switched
     }
 
     /// Takes the index away and keeps the old file under a second name, durably.

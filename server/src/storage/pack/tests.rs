@@ -12,6 +12,7 @@ use zeoring_shared::record::{Builder, COMMITTED, MAGIC, PACKED};
 
 use super::*;
 use crate::storage::append::FileAppender;
+use crate::storage::error::Verdict;
 use crate::storage::mortal::{MortalDisk, REMAINS};
 use crate::storage::open::{Options, Packing, open};
 use crate::storage::testing::Ask::{self, Delete, Store, Undo};
@@ -361,6 +362,51 @@ fn a_pack_that_fails_or_is_given_up_leaves_everything_as_it_was() {
         commit(&storage, &mut appender, 50, &[Store(1, 30, &data(&[], "more"))]);
         assert!(matches!(pack(&storage, &mut appender, 35), Ok(Outcome::Packed { .. })));
         assert_eq!(current(&storage, 1), Some((data(&[], "more"), 50)));
+    }
+}
+
+#[test]
+fn a_pack_that_fails_before_its_switch_keeps_the_old_file_of_the_last_one() {
+    let folder = Folder::new();
+    let (disk, machine) = FaultyDisk::machine();
+    let (storage, mut appender) = open(&machine, &folder.path(), &Options::default()).unwrap();
+    past(&storage, &mut appender);
+    pack(&storage, &mut appender, 35).unwrap();
+    commit(&storage, &mut appender, 50, &[Store(1, 30, &data(&[], "more"))]);
+    let old = fs::read(folder.beside(".old")).unwrap();
+    disk.set(Fault::Sync);
+    assert!(pack(&storage, &mut appender, 60).is_err());
+    disk.set(Fault::None);
+    assert_eq!(fs::read(folder.beside(".old")).unwrap(), old);
+}
+
+#[test]
+fn if_nobody_knows_which_file_a_start_will_find_there_are_no_more_commits() {
+    let folder = Folder::new();
+    let (disk, machine) = FaultyDisk::machine();
+    let (storage, mut appender) = open(&machine, &folder.path(), &Options::default()).unwrap();
+    past(&storage, &mut appender);
+    let failing = disk.clone();
+    let error = pack_with(&storage, &mut appender, 35, move |_| failing.set(Fault::Folder));
+    assert_eq!(error.unwrap_err().verdict(), Verdict::Poison);
+    disk.set(Fault::None);
+    assert_eq!(current(&storage, 1), Some((data(&[], "one alone"), 30)), "loads go on");
+    let written = draft(&[Store(1, 30, &data(&[], "more"))]);
+    let changes = storage.check(&written, true).unwrap().changes;
+    let batch = [Commit { tid: Tid(50), draft: written, changes }];
+    assert!(matches!(appender.write(&batch), Err(StorageError::Poisoned)));
+    appender.close().unwrap();
+    assert!(!folder.beside(".index").exists(), "it could be that of the other file");
+    drop((storage, appender));
+    // After a power cut it is one of these.
+    let old = fs::read(folder.beside(".old")).unwrap();
+    for bytes in [fs::read(folder.path()).unwrap(), old] {
+        fs::write(folder.path(), bytes).unwrap();
+        let (storage, mut appender) = folder.open().unwrap();
+        assert_eq!(current(&storage, 1), Some((data(&[], "one alone"), 30)));
+        assert_eq!(current(&storage, 2), Some((data(&[], "two again"), 40)));
+        appender.close().unwrap();
+        fs::remove_file(folder.beside(".index")).unwrap();
     }
 }
 
