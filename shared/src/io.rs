@@ -39,7 +39,14 @@ pub trait Disk: fmt::Debug + Send + Sync {
     fn rename(&self, source: &Path, target: &Path) -> io::Result<()>;
 
     /// Gives a file a second name, which nothing may have.
-    fn link(&self, source: &Path, target: &Path) -> io::Result<()>;
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::Unsupported`] if files of this disk have one name each.
+    fn link(&self, source: &Path, target: &Path) -> io::Result<()> {
+        let _ = (source, target);
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// Takes a name away.
     fn remove(&self, path: &Path) -> io::Result<()>;
@@ -51,10 +58,24 @@ pub trait Disk: fmt::Debug + Send + Sync {
     fn list(&self, folder: &Path) -> io::Result<Vec<OsString>>;
 
     /// Makes a folder, and those that it lies in, as far as they are not there.
-    fn make_folder(&self, folder: &Path) -> io::Result<()>;
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::Unsupported`] if this disk has one folder only.
+    fn make_folder(&self, folder: &Path) -> io::Result<()> {
+        let _ = folder;
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// Removes a folder that is empty.
-    fn remove_folder(&self, folder: &Path) -> io::Result<()>;
+    ///
+    /// # Errors
+    ///
+    /// As [`Disk::make_folder`].
+    fn remove_folder(&self, folder: &Path) -> io::Result<()> {
+        let _ = folder;
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// Makes names given or taken in a folder durable.
     fn sync_folder(&self, folder: &Path) -> io::Result<()>;

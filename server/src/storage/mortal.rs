@@ -163,15 +163,6 @@ impl Disk for MortalDisk {
         Ok(self.state().names.keys().map(|name| name.clone().into_os_string()).collect())
     }
 
-    // Every name is in the one folder that there is.
-    fn make_folder(&self, _: &Path) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn remove_folder(&self, _: &Path) -> io::Result<()> {
-        Err(io::ErrorKind::DirectoryNotEmpty.into())
-    }
-
     fn sync_folder(&self, _: &Path) -> io::Result<()> {
         let mut state = self.change(|| "sync the folder".to_owned())?;
         state.durable_names = state.names.clone();

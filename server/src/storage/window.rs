@@ -87,3 +87,43 @@ impl Window {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use zeoring_shared::io::{Access, Disk, RealDisk};
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        #[test]
+        fn wherever_one_looks_the_bytes_are_those_of_the_file(
+            looks in prop::collection::vec((0_u64..3_000_000, 0_usize..70_000, any::<bool>()), 1..60),
+            scattered in any::<bool>(),
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let file = RealDisk.open(&folder.path().join("file"), Access::Create).unwrap();
+            let bytes: Vec<u8> = (0..2_500_000_u32).map(|n| (n / 7 + n / 1000) as u8).collect();
+            file.write_all_at(&bytes, 0).unwrap();
+            let mut end = bytes.len() / 2;
+            let mut window = match scattered {
+                true => Window::scattered(file, end as u64),
+                false => Window::new(file, end as u64),
+            };
+            let mut next = 0;
+            for (number, (position, length, follows)) in looks.into_iter().enumerate() {
+                if number == 20 {
+                    end = bytes.len();
+                    window.extend(end as u64);
+                }
+                let position = if follows { next } else { position };
+                let start = (position as usize).min(end);
+                let expected = &bytes[start..(start + length).min(end)];
+                prop_assert_eq!(window.bytes(position, length).unwrap(), expected);
+                next = position + length as u64;
+            }
+        }
+    }
+}

@@ -10,7 +10,7 @@
 //! last transactions and renames. Until then a pack may fail, or be killed, and there was none.
 //!
 //! The result is, byte for byte, that of `ZODB/FileStorage/fspack.py`, but where that would lose an
-//! object or give up: see [`reach`] and `docs/conformance.md`.
+//! object or give up: see `reach.rs` and `docs/conformance.md`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
