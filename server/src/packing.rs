@@ -21,6 +21,9 @@ use crate::session::refusal;
 use crate::storage::pack::{Handover, Outcome, Phase, Progress, Successor};
 use crate::storage::{StorageError, View};
 
+/// How much a pack gives way to those who are served: a tenth of a processor that all want.
+const NICENESS: i32 = 10;
+
 /// What is known about the pack of one storage.
 #[derive(Debug, Default)]
 pub struct Packer {
@@ -114,6 +117,11 @@ fn pack(
         log::event(Source::SERVER, severity, &label, format_args!("pack(time={time:?}) {text}"));
     };
     say(Severity::Info, "started...");
+    if service.storage.view().data_file().is_some() {
+        // Whoever is served comes first: the pack of a file can wait, and holds nothing that others
+        // wait for. On Linux this is the niceness of the thread.
+        let _ = rustix::process::nice(NICENESS);
+    }
     // Whoever waits is answered, whatever happens; what it was is on stderr.
     let packing = || service.storage.pack(stop, progress, service);
     let outcome = panic::catch_unwind(AssertUnwindSafe(packing))
