@@ -422,6 +422,15 @@ def difference(one, other):
     return None
 
 
+def has_record(data, blob):
+    """Whether a file has the revision that a blob is named for."""
+    *folders, name = blob.split(os.sep)[1:]
+    if not name.endswith(".blob"):
+        return False
+    oid = bytes.fromhex("".join(folder[2:] for folder in folders)).rjust(8, b"\0")
+    return oid + bytes.fromhex(name[2:-5]).rjust(8, b"\0") in data
+
+
 class Difference(AssertionError):
     pass
 
@@ -472,6 +481,12 @@ def run(options, seed, objects, counts):
                     if found[name]["Data.fs"] == before["Data.fs"]:
                         # Stock removes the old file even if it then does nothing.
                         found[name]["Data.fs.old"] = found[name]["blobs.old"] = None
+            for name in set(found) - {"ours"}:
+                # Stock takes all blobs of an object that was not reachable at the pack time.
+                lost = [blob for blob in found["ours"]["blobs"] if blob not in found[name]["blobs"]]
+                lost = [blob for blob in lost if has_record(found["ours"]["Data.fs"], blob)]
+                counts["blobs that stock loses"] += len(lost)
+                found[name]["blobs"] = sorted(found[name]["blobs"] + lost)
             if errors["ours"] != errors["truth"]:
                 raise Difference(f"to {seconds}: {errors}")
             like_stock = "stock" in found and difference(found["stock"], found["ours"]) is None
