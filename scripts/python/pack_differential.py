@@ -146,7 +146,8 @@ class Maker:
         rng = self.rng
         count = rng.choice((0, 0, 1, 2, 3, 8))
         # Mostly among those that were made together, and never into nowhere but on purpose.
-        oids = [rng.choice(self.known[-60:] if rng.random() < 0.7 else self.known) for _ in range(count)] if self.known else []
+        near_or_any = (self.known[-60:], self.known[-60:], self.known)
+        oids = [rng.choice(rng.choice(near_or_any)) for _ in range(count)]
         missing = 0
         if self.missing and rng.random() < 0.02:
             missing = rng.choice((1 << 20, 1 << 41)) + rng.randrange(50)
@@ -417,7 +418,8 @@ def difference(one, other):
                 at = next((n for n, pair in enumerate(zip(one[name], other[name])) if pair[0] != pair[1]), -1)
                 return f"{name}: {len(one[name])} and {len(other[name])} bytes, first difference at {at}"
             if name.startswith("blobs"):
-                return f"{name}: only {sorted(set(one[name]) - set(other[name]))}, {sorted(set(other[name]) - set(one[name]))}"
+                first, second = set(one[name]), set(other[name])
+                return f"{name}: only {sorted(first - second)}, only {sorted(second - first)}"
             return f"{name}: {str(one[name])[:200]} and {str(other[name])[:200]}"
     return None
 

@@ -43,7 +43,8 @@ class Lost(AssertionError):
 def record(oids, text):
     """Pickles that refer to these objects."""
     references = b"".join(b"C\x08" + p64(oid) + b"h\x00\x86Q" for oid in oids)
-    return b"\x80\x03cmodule\nClass\nq\x00.\x80\x03(" + references + b"B" + len(text).to_bytes(4, "little") + text + b"t."
+    text = b"B" + len(text).to_bytes(4, "little") + text
+    return b"\x80\x03cmodule\nClass\nq\x00.\x80\x03(" + references + text + b"t."
 
 
 def make(path):
@@ -227,7 +228,8 @@ def run_round(options, template, serials, source, moment, folder):
             if pickle.load(file) != os.path.getsize(path):
                 raise Lost("the index is not that of the file")
         answered = sum(len(committer.answered) for committer in committers)
-        return {"commits answered": answered, "unanswered but there": doubtful, "after the switch": switched, "too late": not hit}
+        facts = {"commits answered": answered, "unanswered but there": doubtful}
+        return {**facts, "after the switch": switched, "too late": not hit}
     finally:
         server.kill()
 

@@ -1,4 +1,4 @@
-"""Packs again and again, without a pause, while clients commit, undo and load, and looks for anything that is not right.
+"""Packs without a pause while clients commit, undo and load, and looks for anything that is not right.
 
     python pack_storm.py --server COMMAND [--seconds 20]
 

@@ -146,7 +146,8 @@ def main():
     arguments.add_argument("--seed", type=int, default=1)
     arguments.add_argument("--reader", help="the program that tells references; default: cargo builds it")
     options = arguments.parse_args()
-    command = [options.reader] if options.reader else ["cargo", "run", "-q", "-p", "zeoring-shared", "--example", "references"]
+    build = ["cargo", "run", "-q", "-p", "zeoring-shared", "--example", "references"]
+    command = [options.reader] if options.reader else build
     rng = random.Random(options.seed)
     records = [record_of(rng) for _ in range(options.records)]
     stdin = b"".join(struct.pack(">I", len(record)) + record for record, _, _ in records)

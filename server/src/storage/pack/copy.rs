@@ -1,8 +1,8 @@
 //! Writes what a pack keeps into a new file.
 //!
 //! ```text
-//!   old   | before the border: kept records, data inlined   | after it: everything             | end
-//!   new   | status 'p', no pointers, one record an object    | same, pointers led anew          |
+//!   old   | before the border: some records are kept       | after it: everything    | end
+//!   new   | status 'p', no pointers, data in place of them | same, pointers led anew |
 //! ```
 //!
 //! After the border every transaction keeps its length, so a position there moves by what was saved
