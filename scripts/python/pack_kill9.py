@@ -120,12 +120,18 @@ class Moments:
     def at(self, suffix):
         return os.path.exists(self.path + suffix)
 
+    def grown(self):
+        try:
+            return os.path.getsize(self.path + ".pack") > 4000
+        except FileNotFoundError:
+            return False
+
     def switched(self):
         return os.stat(self.path).st_ino != self.inode
 
     NAMES = {
         "the new file is begun": lambda self: self.at(".pack"),
-        "the new file grows": lambda self: self.at(".pack") and os.path.getsize(self.path + ".pack") > 4000,
+        "the new file grows": lambda self: self.grown(),
         "the index is gone": lambda self: not self.at(".index"),
         "the old file has two names": lambda self: self.at(".old") and self.at(".pack"),
         "the new file is in place": lambda self: self.switched(),
