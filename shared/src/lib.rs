@@ -2,6 +2,7 @@
 //! machine.
 
 pub mod clock;
+pub mod fork;
 pub mod ids;
 pub mod io;
 pub mod record;

@@ -14,10 +14,11 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering, fence};
-use std::thread::{self, Thread};
+use std::sync::atomic::Ordering;
 
 use rustix::event::{EventfdFlags, eventfd};
+
+use super::sync::{AtomicU32, Thread, fence, thread};
 
 const AWAKE: u32 = 0;
 const ASLEEP: u32 = 1;

@@ -74,6 +74,34 @@ impl MessageId {
         Self::encoded(&bytes)
     }
 
+    /// The number that this is, if it is one of [`MessageId::int`].
+    pub fn as_int(&self, codec: Codec) -> Option<u32> {
+        let (lead, rest) = self.as_bytes().split_first()?;
+        match (codec, *lead, rest) {
+            (Codec::Msgpack, number @ 0..=0x7f, []) => Some(u32::from(number)),
+            (Codec::Msgpack, 0xcc, &[a]) | (Codec::Pickle, b'K', &[a]) => Some(u32::from(a)),
+            (Codec::Msgpack, 0xcd, &[b, a]) | (Codec::Pickle, b'M', &[a, b]) => {
+                Some(u32::from_be_bytes([0, 0, b, a]))
+            }
+            (Codec::Msgpack, 0xce, &[d, c, b, a])
+            | (Codec::Pickle, b'J', &[a, b, c, d])
+            | (Codec::Pickle, 0x8a, &[5, a, b, c, d, 0]) => Some(u32::from_be_bytes([d, c, b, a])),
+            _ => None,
+        }
+    }
+
+    /// The load that this names, if it is one of [`MessageId::load`].
+    pub fn as_load(&self, codec: Codec) -> Option<(Oid, Tid)> {
+        let bytes = self.as_bytes();
+        let (oid, before) = match codec {
+            Codec::Msgpack => (bytes.get(3..11)?, bytes.get(13..21)?),
+            Codec::Pickle => (bytes.get(2..10)?, bytes.get(12..20)?),
+        };
+        let load =
+            (Oid::from_bytes(oid.try_into().ok()?), Tid::from_bytes(before.try_into().ok()?));
+        (Self::load(codec, load.0, load.1) == *self).then_some(load)
+    }
+
     /// The bytes to echo.
     pub fn as_bytes(&self) -> &[u8] {
         match &self.0 {
@@ -102,5 +130,27 @@ impl fmt::Debug for MessageId {
         f.write_str("MessageId(")?;
         self.as_bytes().iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
         f.write_str(")")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_finds_its_numbers_and_loads_again() {
+        for codec in [Codec::Msgpack, Codec::Pickle] {
+            for number in [0, 1, 0x7f, 0x80, 0xff, 0x100, 0xffff, 0x1_0000, 0x7fff_ffff, u32::MAX] {
+                let id = MessageId::int(codec, number);
+                assert_eq!((id.as_int(codec), id.as_load(codec)), (Some(number), None), "{id:?}");
+            }
+            let load = (Oid(0x0102_0304_0506_0708), Tid::MAX);
+            let id = MessageId::load(codec, load.0, load.1);
+            assert_eq!((id.as_int(codec), id.as_load(codec)), (None, Some(load)));
+            for other in [&b""[..], b"\x93", b"\xa1x", &[0; 21]] {
+                let id = MessageId::encoded(other);
+                assert_eq!(id.as_load(codec), None, "{id:?}");
+            }
+        }
     }
 }

@@ -11,7 +11,8 @@ mod read;
 mod write;
 
 use self::read::Arguments;
-pub use self::write::{base64_of_tid, encode_call};
+pub use self::read::tid_of_base64;
+pub use self::write::{base64_of_tid, encode_call, encode_keep_alive, encode_load};
 
 /// Which transaction a client means: a number of its own choosing.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]

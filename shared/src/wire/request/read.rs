@@ -328,8 +328,9 @@ const METHODS: [&str; 36] = [
     "new_oid",
 ];
 
-/// The tid whose base64 an undo log shows: twelve characters, perhaps with a line's end.
-fn tid_of_base64(text: &[u8]) -> Option<Tid> {
+/// The tid whose base64 an undo log shows: twelve characters, perhaps with a line's end. `None` for
+/// any other text.
+pub fn tid_of_base64(text: &[u8]) -> Option<Tid> {
     let digits = text.strip_suffix(b"\n").unwrap_or(text).strip_suffix(b"=")?;
     if digits.len() != 11 {
         return None;

@@ -6,7 +6,30 @@ use super::{Call, Request, TransactionId};
 use crate::ids::{Oid, Tid};
 use crate::wire::frame::frame;
 use crate::wire::value::Value;
-use crate::wire::{Codec, msgpack, pickle};
+use crate::wire::{Codec, MessageId, msgpack, pickle};
+
+/// Appends the frame of a loadBefore whose id is the tuple that names it. Allocates nothing but
+/// `out`'s growth: a prefetch writes a thousand of them.
+pub fn encode_load(codec: Codec, oid: Oid, before: Tid, out: &mut Vec<u8>) {
+    let id = MessageId::load(codec, oid, before);
+    frame(out, |body| match codec {
+        Codec::Msgpack => {
+            body.push(0x94);
+            body.extend_from_slice(id.as_bytes());
+            // The id and the arguments are the same tuple.
+            body.extend_from_slice(b"\xc2\xaaloadBefore");
+            body.extend_from_slice(id.as_bytes());
+        }
+        Codec::Pickle => {
+            body.extend_from_slice(pickle::PROTOCOL);
+            body.push(b'(');
+            body.extend_from_slice(id.as_bytes());
+            body.extend_from_slice(b"\x89X\x0a\0\0\0loadBefore");
+            body.extend_from_slice(id.as_bytes());
+            body.extend_from_slice(b"t.");
+        }
+    });
+}
 
 /// Appends a call's frame.
 pub fn encode_call(codec: Codec, call: &Call<'_>, out: &mut Vec<u8>) {
@@ -30,6 +53,16 @@ pub fn encode_call(codec: Codec, call: &Call<'_>, out: &mut Vec<u8>) {
                 pickle::element(&arguments, body);
                 body.extend_from_slice(b"t.");
             }
+        }
+    });
+}
+
+/// Appends the frame of a client's sign of life: a reply to the call -1, which nobody made.
+pub fn encode_keep_alive(codec: Codec, out: &mut Vec<u8>) {
+    frame(out, |body| match codec {
+        Codec::Msgpack => body.extend_from_slice(b"\x94\xff\0\xa6.reply\xc0"),
+        Codec::Pickle => {
+            body.extend_from_slice(b"\x80\x03(J\xff\xff\xff\xffK\0X\x06\0\0\0.replyNt.")
         }
     });
 }
@@ -109,4 +142,33 @@ pub fn base64_of_tid(tid: Tid) -> String {
     let digit = |index: u32| (bits >> (60 - 6 * index)) as usize & 63;
     let digits = (0..11).filter_map(|index| DIGITS.get(digit(index)).copied().map(char::from));
     digits.chain(['=']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sign_of_life_is_one_to_a_server() {
+        for codec in [Codec::Msgpack, Codec::Pickle] {
+            let mut out = Vec::new();
+            encode_keep_alive(codec, &mut out);
+            let frame = crate::wire::frame::split_frame(&out, 100).unwrap().unwrap();
+            let decoded = super::super::decode_call(codec, frame.body);
+            assert_eq!(decoded, Ok(super::super::Incoming::KeepAlive));
+        }
+    }
+
+    #[test]
+    fn the_short_way_to_write_a_load_writes_what_the_long_one_does() {
+        for codec in [Codec::Msgpack, Codec::Pickle] {
+            let (oid, before) = (Oid(0x1234_5678), Tid::MAX);
+            let id = MessageId::load(codec, oid, before);
+            let call = Call { id, oneway: false, request: Request::LoadBefore { oid, before } };
+            let (mut long, mut short) = (b"dirty".to_vec(), b"dirty".to_vec());
+            encode_call(codec, &call, &mut long);
+            encode_load(codec, oid, before, &mut short);
+            assert_eq!(short, long);
+        }
+    }
 }
