@@ -11,6 +11,7 @@ pub mod connection;
 pub mod limits;
 pub mod log;
 pub mod note;
+pub mod packing;
 pub mod pid;
 pub mod reactor;
 pub mod reader;

@@ -16,7 +16,7 @@ use zeoring_shared::wire::value::Value;
 
 use crate::commit::draft::Draft;
 use crate::session::query::Iterators;
-use crate::storage::{Checked, StorageError};
+use crate::storage::{Checked, StorageError, View};
 
 /// Commits that may wait in a reactor's inbox: with that many, commit threads wait.
 const COMMITS_IN_INBOX_MAX: usize = 1024;
@@ -25,10 +25,11 @@ const COMMITS_IN_INBOX_MAX: usize = 1024;
 ///
 /// A connection may be told at once that it is accepted, that its locks are granted or its
 /// transaction checked, how its commit went, and the answer to its question; reads by clerks have
-/// their own bound; storages are at most as many as the slack for commits that came at once.
+/// their own bound; storages are at most as many as the slack for commits that came at once, and
+/// for packs that end, of which each has one under way.
 pub fn inbox_slots(connections_max: usize, reads_max: usize) -> usize {
     const STORAGES_MAX: usize = 256;
-    4 * connections_max + reads_max + COMMITS_IN_INBOX_MAX + STORAGES_MAX
+    4 * connections_max + reads_max + COMMITS_IN_INBOX_MAX + 2 * STORAGES_MAX
 }
 
 /// Which connection: its reactor, its place there, and which tenant of that place.
@@ -103,6 +104,15 @@ pub enum Note {
         /// The bytes: fewer than wanted at the end of the file.
         bytes: std::io::Result<Vec<u8>>,
     },
+    /// A packed file is in place. Told between two commits: all later ones are in the view.
+    Succeeded {
+        /// Of which storage, by its place in the configuration.
+        storage: usize,
+        /// What loads are to be answered from.
+        view: Arc<dyn View>,
+    },
+    /// A pack has ended, well or not.
+    Packed(Arc<Packed>),
     /// The server stops: close every connection and end.
     Stop,
 }
@@ -122,6 +132,17 @@ pub struct Committed {
     pub object_count: u64,
     /// Size of the storage after it, in bytes.
     pub size: u64,
+}
+
+/// The end of a pack.
+#[derive(Debug)]
+pub struct Packed {
+    /// Of which storage, by its place in the configuration.
+    pub storage: usize,
+    /// Who waits for it, and the id of the call.
+    pub asker: Option<(ConnectionId, MessageId)>,
+    /// Objects and bytes in the storage after it; or what its client is told.
+    pub outcome: Result<(u64, u64), ErrorReply>,
 }
 
 /// The other end of a connection.
@@ -187,15 +208,16 @@ impl Post {
         }
     }
 
-    /// Tells a reactor of a commit, after waiting until its inbox has room for one.
+    /// Tells a reactor of a commit, or of what lies between two commits, after waiting until its
+    /// inbox has room for one.
     ///
     /// Only commit threads wait here, and no reactor waits for them: commits may be many, and must
     /// not take the places of what [`Post::tell`] brings.
-    pub fn tell_commit(&self, reactor: usize, committed: Arc<Committed>) {
+    pub fn tell_in_turn(&self, reactor: usize, note: Note) {
         while COMMITS_IN_INBOX_MAX <= self.0[reactor].len() {
             std::thread::yield_now();
         }
-        self.tell(reactor, Note::Committed(committed));
+        self.tell(reactor, note);
     }
 }
 

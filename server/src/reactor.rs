@@ -229,9 +229,7 @@ impl Turner {
             Note::Accepted { socket, peer } => self.welcome(socket, peer),
             Note::Committed(committed) => {
                 self.desk.halls[committed.storage].committed(&committed);
-                let members: Vec<_> =
-                    self.desk.halls[committed.storage].members.iter().copied().collect();
-                for id in members {
+                for id in self.members(committed.storage) {
                     self.with(id, |connection, turner| {
                         connection.session.committed(&committed, &turner.desk);
                         Ok(())
@@ -267,8 +265,25 @@ impl Turner {
                 });
             }
             Note::WasRead { token, bytes } => self.was_read(token, bytes),
+            Note::Succeeded { storage, view } => {
+                self.desk.halls[storage].succeeded(view);
+                self.desk.reader.forget(storage);
+            }
+            Note::Packed(packed) => {
+                for id in self.members(packed.storage) {
+                    self.with(id, |connection, _| {
+                        connection.session.packed(&packed);
+                        Ok(())
+                    });
+                }
+            }
             Note::Stop => self.stopping = true,
         }
+    }
+
+    /// The connections of a storage, as they are now.
+    fn members(&self, storage: usize) -> Vec<ConnectionId> {
+        self.desk.halls[storage].members.iter().copied().collect()
     }
 
     /// Lets something happen to a connection, and sees to what follows from it.

@@ -1,7 +1,7 @@
 //! Reads records that memory holds: those read lately, and those in the kernel's page cache.
 //!
-//! A record never changes while its file is open, so what was read once stays true. Records lie in
-//! one ring of bytes, the oldest overwritten first:
+//! A record never changes while its file is open, so what was read once stays true until a pack puts
+//! another file in place. Records lie in one ring of bytes, the oldest overwritten first:
 //!
 //! ```text
 //!   ring     | newest ... | oldest ...       |        a place is alive until the head comes near it
@@ -37,6 +37,9 @@ struct Place {
     length: u32,
 }
 
+/// Where no record is.
+const NOWHERE: Place = Place { key: Key(u64::MAX), start: 0, length: 0 };
+
 /// Records in memory, for one reactor.
 #[derive(Debug)]
 pub struct Reader {
@@ -54,6 +57,10 @@ impl Key {
         Self((storage as u64) << 48 | position)
     }
 
+    fn storage(self) -> usize {
+        (self.0 >> 48) as usize
+    }
+
     fn position(self) -> u64 {
         self.0 & ((1 << 48) - 1)
     }
@@ -66,8 +73,7 @@ impl Key {
 
 impl Default for Reader {
     fn default() -> Self {
-        let nowhere = Place { key: Key(u64::MAX), start: 0, length: 0 };
-        Self { ring: vec![0; RING_LENGTH], table: vec![nowhere; PLACES], head: 0, fresh: None }
+        Self { ring: vec![0; RING_LENGTH], table: vec![NOWHERE; PLACES], head: 0, fresh: None }
     }
 }
 
@@ -104,6 +110,16 @@ impl Reader {
     /// Takes what was read from disk, for the load that waited for it.
     pub fn keep(&mut self, storage: usize, position: u64, bytes: Vec<u8>) {
         self.fresh = Some((Key::new(storage, position), bytes));
+    }
+
+    /// Forgets a storage's records: another file is in place, with other records where they were.
+    pub fn forget(&mut self, storage: usize) {
+        for place in &mut self.table {
+            if place.key.storage() == storage {
+                *place = NOWHERE;
+            }
+        }
+        self.fresh.take_if(|(key, _)| key.storage() == storage);
     }
 
     /// The load that waited has gone on: keeps its record among the others, if it is whole.
@@ -232,6 +248,25 @@ mod tests {
         }
         let elsewhere = Want { position: positions[0], length: 49 };
         assert_eq!(reader.read(1, &file, elsewhere).unwrap(), b"", "another storage's file");
+    }
+
+    #[test]
+    fn what_is_forgotten_is_read_anew_and_what_is_not_stays() {
+        let (_folder, file, positions) = file(&[100, 100]);
+        let mut reader = Reader::default();
+        let want = |at: usize| Want { position: positions[at], length: 142 };
+        for storage in [0, 1] {
+            for at in [0, 1] {
+                reader.read(storage, &file, want(at)).unwrap();
+            }
+        }
+        reader.keep(0, positions[0], vec![0; 142]);
+        reader.forget(0);
+        file.set_length(0).unwrap();
+        for at in [0, 1] {
+            assert_eq!(reader.read(0, &file, want(at)).unwrap(), b"");
+            assert_eq!(reader.read(1, &file, want(at)).unwrap().len(), 142);
+        }
     }
 
     #[test]

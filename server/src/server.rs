@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   settings -> storages opened -> sockets bound -> commit threads, clerks, reactors -> served
-//!   stop     -> reactors end -> clerks end -> commit threads finish and close -> socket removed
+//!   stop     -> packs end -> reactors end -> clerks end -> commit threads finish and close -> socket removed
 //! ```
 
 use std::collections::VecDeque;
@@ -34,6 +34,7 @@ use crate::reader::Reader;
 use crate::service::{Service, Stats};
 use crate::session::desk::{Desk, Hall, Recent};
 use crate::storage::open::{self, OpenError};
+use crate::storage::pack::Blobs;
 use crate::storage::{Appender, Storage, StorageError, mapping};
 
 /// Connections that wait to be accepted.
@@ -220,6 +221,8 @@ impl Server {
             // It may have been removed, or taken over, by someone else.
             drop(fs::remove_file(path));
         }
+        // While those whom a pack tells of its end are there.
+        self.commits.iter().for_each(|commit| commit.service().packer.stop());
         stop_reactors(&self.post, std::mem::take(&mut self.reactors));
         drop(self.clerks.take());
         self.commits.drain(..).map(CommitThread::close).fold(Ok(()), Result::and)
@@ -255,7 +258,7 @@ fn open_service(
     machine: &Machine,
 ) -> Result<Opened, StartError> {
     let name = storage.name.clone();
-    let (opened, appender) = open_kind(&storage.kind, machine)
+    let (opened, appender) = open_kind(&storage.kind, None, machine)
         .map_err(|source| StartError::Storage { name: name.clone(), source })?;
     let recent = opened
         .last_transactions(settings.invalidation_queue_size)
@@ -273,14 +276,23 @@ fn open_service(
 
 type OpenedKind = (Arc<dyn Storage>, Box<dyn Appender>);
 
-fn open_kind(kind: &StorageKind, machine: &Machine) -> Result<OpenedKind, OpenError> {
+/// Opens a storage. `blobs` are those of a section around it.
+fn open_kind(
+    kind: &StorageKind,
+    blobs: Option<Blobs>,
+    machine: &Machine,
+) -> Result<OpenedKind, OpenError> {
     match kind {
         StorageKind::File(settings) => {
+            let (gc, keep_old) = (settings.pack_gc, settings.pack_keep_old);
+            let own = |folder: &PathBuf| Blobs { folder: folder.clone(), keep_old };
+            let blobs = blobs.or_else(|| settings.blob_dir.as_ref().map(own));
             let options = open::Options {
                 create: settings.create,
                 read_only: settings.read_only,
                 quota: settings.quota_bytes,
                 future_allowed: false,
+                packing: open::Packing { gc, keep_old, blobs },
             };
             let (storage, appender) = open::open(machine, &settings.path, &options)?;
             Ok((storage, Box::new(appender)))
@@ -292,7 +304,9 @@ fn open_kind(kind: &StorageKind, machine: &Machine) -> Result<OpenedKind, OpenEr
         StorageKind::Blob { blob_dir, base } => {
             let text = format!("blobs in {} are not served by this version", blob_dir.display());
             log::event(Source::SERVER, Severity::Warning, "", format_args!("{text}"));
-            open_kind(base, machine)
+            // A pack through a BlobStorage of Python's keeps none of the removed blobs.
+            let blobs = Blobs { folder: blob_dir.clone(), keep_old: false };
+            open_kind(base, Some(blobs), machine)
         }
     }
 }

@@ -8,8 +8,9 @@ use zeoring_shared::ring::Mailbox;
 use zeoring_shared::wire::value::Value;
 
 use crate::commit::locks::Locks;
-use crate::commit::thread::Order;
+use crate::commit::thread::{Order, Succession};
 use crate::note::{Note, Post, Ticket};
+use crate::packing::Packer;
 use crate::storage::Storage;
 
 /// A storage, and what serving it needs.
@@ -23,6 +24,10 @@ pub struct Service {
     pub storage: Arc<dyn Storage>,
     /// Transactions on their way to the commit thread.
     pub orders: Mailbox<Order>,
+    /// A packed file on its way to the commit thread. It rings the same bell.
+    pub successions: Mailbox<Succession>,
+    /// Packs the storage, one pack at a time.
+    pub packer: Packer,
     /// Whether a write has failed, so that no more commits are taken.
     pub poisoned: AtomicBool,
     /// What its status tells.
@@ -64,8 +69,17 @@ impl Service {
         orders: Mailbox<Order>,
         stats: Stats,
     ) -> Self {
-        let locks = Mutex::new(Locks::default());
-        Self { place, name, storage, orders, poisoned: AtomicBool::new(false), stats, locks }
+        Self {
+            place,
+            name,
+            storage,
+            successions: Mailbox::new(1, Arc::clone(orders.doorbell())),
+            orders,
+            packer: Packer::default(),
+            poisoned: AtomicBool::new(false),
+            stats,
+            locks: Mutex::new(Locks::default()),
+        }
     }
 
     /// The lines of the objects. Held for as long as it takes to join or leave them.
@@ -81,7 +95,8 @@ impl Service {
         }
     }
 
-    /// What `server_status` tells (`StorageServer.server_status`).
+    /// What `server_status` tells (`StorageServer.server_status`), and how far a pack has come
+    /// while one is under way.
     pub fn status(&self) -> Value<'static> {
         let count = |counter: &AtomicU64| Value::Int(counter.load(Ordering::Relaxed) as i64);
         let (waiting, holding) = {
@@ -94,7 +109,7 @@ impl Service {
             _ => Value::Float(stats.locked_ms.load(Ordering::Relaxed) as f64 / 1000.0),
         };
         let timeout = if stats.has_timeout { Value::Bool(true) } else { text("stub") };
-        let entries = [
+        let mut entries = vec![
             ("connections", Value::Int(stats.connections.load(Ordering::Relaxed))),
             ("loads", count(&stats.loads)),
             ("stores", count(&stats.stores)),
@@ -109,6 +124,15 @@ impl Service {
             ("timeout-thread-is-alive", timeout),
             ("last-transaction", text(&self.storage.last_tid().to_string())),
         ];
+        if let Some((phase, done, total)) = self.packer.progress() {
+            let progress = [
+                ("phase", text(phase.name())),
+                ("done", Value::Int(done as i64)),
+                ("total", Value::Int(total as i64)),
+            ];
+            let progress = progress.map(|(key, value)| (text(key), value));
+            entries.push(("pack", Value::Dict(progress.into())));
+        }
         Value::Dict(entries.into_iter().map(|(key, value)| (text(key), value)).collect())
     }
 }

@@ -387,14 +387,34 @@ fn the_same_id_may_be_used_again_and_is_only_an_echo() {
 }
 
 #[test]
+fn a_storm_of_packs_to_all_times_is_one_pack_after_another() {
+    let mut house = House::new();
+    for codec in CODECS {
+        let mut client = house.client(codec);
+        for _ in 0..50 {
+            for time in [0.0, -1.0, 1e9, 4e9, 1e300, f64::NAN, f64::INFINITY] {
+                let ids = [true, false].map(|wait| client.ask(Request::Pack { time, wait }));
+                for id in ids {
+                    let heard = client.answer(&id);
+                    if !is_nothing(&heard) {
+                        // There is no root, so a pack would take everything away.
+                        let class = refused(heard, house.path());
+                        assert!(["KeyError", "FileStorageError"].contains(&&*class), "{class}");
+                    }
+                }
+            }
+            client.heard.clear();
+        }
+        house.neighbour.client.heard.clear();
+        house.neighbour.goes_on();
+    }
+}
+
+#[test]
 fn what_is_not_built_is_an_error_or_ends_the_connection() {
     let mut house = House::new();
     for codec in CODECS {
         let mut client = house.client(codec);
-        for time in [0.0, -1.0, 1e300, f64::NAN, f64::INFINITY] {
-            let pack = Request::Pack { time, wait: true };
-            assert_eq!(refused(client.call(pack), house.path()), "StorageError");
-        }
         let send = Request::SendBlob { oid: Oid(MINE), serial: Tid::ZERO };
         assert_eq!(refused(client.call(send), house.path()), "StorageError");
         assert_eq!(refused(client.call(Request::NewOid), house.path()), "AttributeError");

@@ -18,6 +18,9 @@ const STEPS_PER_SECOND: f64 = 4_294_967_296.0 / 60.0;
 /// From 1900-01-01 to 1970-01-01 (`persistent/_timestamp.c`, `gmoff`).
 const SECONDS_1900_TO_1970: i64 = 2_208_988_800;
 
+/// From 1970-01-01 to 10000-01-01, which no calendar has.
+const SECONDS_1970_TO_10000: f64 = 253_402_300_800.0;
+
 /// The part of a second that a step is (`persistent/_timestamp.c`, `SCONV`).
 const SECONDS_PER_STEP: f64 = 60.0 / 65_536.0 / 65_536.0;
 
@@ -66,6 +69,23 @@ impl Tid {
         let minutes = (days * 24 + at.hour) * 60 + at.minute;
         let second = f64::from(at.second) + f64::from(since_1970.subsec_nanos()) / 1e9;
         Self(u64::from(minutes) << 32 | (second * STEPS_PER_SECOND) as u64)
+    }
+
+    /// The id that names a moment, given in seconds since 1970, as `TimeStamp` of the persistent
+    /// package makes it of `time.gmtime`. `None` before 1900, past 9999, and for what is no time.
+    pub fn at_seconds(since_1970: f64) -> Option<Self> {
+        let possible =
+            (-(SECONDS_1900_TO_1970 as f64)..SECONDS_1970_TO_10000).contains(&since_1970);
+        if !possible {
+            return None;
+        }
+        let whole = since_1970.floor() as i64;
+        let (year, month, day) = civil_from_days(whole.div_euclid(86_400));
+        let minute = whole.rem_euclid(86_400) / 60;
+        let days = ((year - 1900) * 12 + i64::from(month) - 1) * 31 + i64::from(day) - 1;
+        let second = since_1970.rem_euclid(60.0);
+        let minutes = (days * 24 * 60 + minute) as u64;
+        Some(Self(minutes << 32 | (second * STEPS_PER_SECOND) as u64 & 0xffff_ffff))
     }
 
     /// The moment that this id names, in seconds since 1970, as `TimeStamp.timeTime()` gives it.
@@ -146,6 +166,24 @@ mod tests {
         // TimeStamp(raw).timeTime() of the persistent package.
         for (tid, time) in TIMES {
             assert_eq!(Tid(tid).seconds_since_1970(), time);
+        }
+    }
+
+    #[test]
+    fn a_pack_time_is_the_id_that_python_makes_of_it() {
+        // TimeStamp(*time.gmtime(t)[:5] + (t % 60,)).raw()
+        let rows = [
+            (1_795_428_672.5, Some(0x040d_34e3_3555_5555)),
+            (0.0, Some(0x023c_2b00_0000_0000)),
+            (-2_208_988_800.0, Some(0)),
+            (-1.0, Some(0x023c_2aff_fbbb_bbbb)),
+            (-2_208_988_800.5, None),
+            (253_402_300_800.0, None),
+            (f64::NAN, None),
+            (f64::INFINITY, None),
+        ];
+        for (time, expected) in rows {
+            assert_eq!(Tid::at_seconds(time), expected.map(Tid), "{time}");
         }
     }
 

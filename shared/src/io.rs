@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{FallocateFlags, FlockOperation};
+use rustix::fs::{FallocateFlags, FlockOperation, Gid, Mode, Uid};
 use rustix::io::{Errno, ReadWriteFlags};
 
 /// What a file is opened for.
@@ -38,6 +38,16 @@ pub trait Disk: fmt::Debug + Send + Sync {
     /// Gives a file another name, in place of whatever had it.
     fn rename(&self, source: &Path, target: &Path) -> io::Result<()>;
 
+    /// Gives a file a second name, which nothing may have.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::Unsupported`] if files of this disk have one name each.
+    fn link(&self, source: &Path, target: &Path) -> io::Result<()> {
+        let _ = (source, target);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Takes a name away.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
@@ -46,6 +56,26 @@ pub trait Disk: fmt::Debug + Send + Sync {
 
     /// The names in a folder, in no order.
     fn list(&self, folder: &Path) -> io::Result<Vec<OsString>>;
+
+    /// Makes a folder, and those that it lies in, as far as they are not there.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::Unsupported`] if this disk has one folder only.
+    fn make_folder(&self, folder: &Path) -> io::Result<()> {
+        let _ = folder;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Removes a folder that is empty.
+    ///
+    /// # Errors
+    ///
+    /// As [`Disk::make_folder`].
+    fn remove_folder(&self, folder: &Path) -> io::Result<()> {
+        let _ = folder;
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// Makes names given or taken in a folder durable.
     fn sync_folder(&self, folder: &Path) -> io::Result<()>;
@@ -82,6 +112,21 @@ pub trait DiskFile: fmt::Debug + Send + Sync {
     ///
     /// A file system that cannot do it (`EOPNOTSUPP`) is no error.
     fn reserve(&self, position: u64, length: u64) -> io::Result<()>;
+
+    /// Lets the disk begin to read what will be asked for soon. Only a hint: never waits.
+    fn will_need(&self, position: u64, length: u64) {
+        let _ = (position, length);
+    }
+
+    /// Takes the owner and the permissions of another file, as far as the process may.
+    ///
+    /// # Errors
+    ///
+    /// The permissions could not be read or set.
+    fn take_after(&self, model: &dyn DiskFile) -> io::Result<()> {
+        let _ = model;
+        Ok(())
+    }
 
     /// Takes the lock that one process may hold, or returns `false` if another has it (`flock`).
     fn try_lock(&self) -> io::Result<bool>;
@@ -166,6 +211,10 @@ impl Disk for RealDisk {
         fs::rename(source, target)
     }
 
+    fn link(&self, source: &Path, target: &Path) -> io::Result<()> {
+        fs::hard_link(source, target)
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(path)
     }
@@ -176,6 +225,14 @@ impl Disk for RealDisk {
 
     fn list(&self, folder: &Path) -> io::Result<Vec<OsString>> {
         fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name())).collect()
+    }
+
+    fn make_folder(&self, folder: &Path) -> io::Result<()> {
+        fs::create_dir_all(folder)
+    }
+
+    fn remove_folder(&self, folder: &Path) -> io::Result<()> {
+        fs::remove_dir(folder)
     }
 
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {
@@ -222,6 +279,22 @@ impl DiskFile for RealFile {
             Err(Errno::OPNOTSUPP) => Ok(()),
             result => Ok(result?),
         }
+    }
+
+    fn will_need(&self, position: u64, length: u64) {
+        let length = std::num::NonZeroU64::new(length);
+        // A file system that does not take hints reads when it is asked to.
+        let _ = rustix::fs::fadvise(&self.0, position, length, rustix::fs::Advice::WillNeed);
+    }
+
+    fn take_after(&self, model: &dyn DiskFile) -> io::Result<()> {
+        let Some(model) = model.descriptor() else { return Ok(()) };
+        let stat = rustix::fs::fstat(model)?;
+        let (owner, group) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+        // Only root may give files away, and only to a group of its own may anybody else.
+        let _ = rustix::fs::fchown(&self.0, None, Some(group));
+        let _ = rustix::fs::fchown(&self.0, Some(owner), None);
+        Ok(rustix::fs::fchmod(&self.0, Mode::from_raw_mode(stat.st_mode))?)
     }
 
     fn try_lock(&self) -> io::Result<bool> {

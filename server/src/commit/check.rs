@@ -14,6 +14,7 @@ use zeoring_shared::record::{DataHeader, TransactionHeader, header::TRAILER};
 
 use super::draft::{Draft, Operation, Span};
 use crate::storage::file::FileStorage;
+use crate::storage::generation::Generation;
 use crate::storage::iterate::{self, Records};
 use crate::storage::{Body, Change, Checked, Conflict, StorageError, history, undo};
 
@@ -37,7 +38,8 @@ pub fn check(
     if !patience && is_long(draft) {
         return Err(StorageError::WouldWait);
     }
-    let mut heads = Heads { storage, patience, known: HashMap::new() };
+    let generation = &storage.current();
+    let mut heads = Heads { generation, patience, known: HashMap::new() };
     let mut tally = Tally::default();
     let mut pending = Pending::default();
     let mut chosen = BTreeSet::new();
@@ -61,13 +63,13 @@ pub fn check(
             Operation::Restore { oid, serial, data, previous } => {
                 storage.note_oid(oid);
                 let body = match previous {
-                    Some(previous) => restored(storage, draft, oid, data, previous)?,
+                    Some(previous) => restored(generation, draft, oid, data, previous)?,
                     None => data.map_or(Body::Gone, Body::Data),
                 };
                 tally.changes.push(Change { oid, serial: Some(serial), body });
             }
             Operation::Undo { tid } => {
-                let changes = undo::undo(storage, draft, tid, pending.after(&tally.changes))?;
+                let changes = undo::undo(generation, draft, tid, pending.after(&tally.changes))?;
                 chosen.extend(changes.iter().map(|change| change.oid));
                 tally.changes.extend(changes);
             }
@@ -77,7 +79,11 @@ pub fn check(
     checked.chosen = chosen.into_iter().collect();
     if checked.conflicts.is_empty() {
         let bytes = length(draft, &checked.changes);
-        let room = if patience { storage.reserve(bytes) } else { storage.reserve_now(bytes) };
+        let room = if patience {
+            storage.reserve(generation, bytes)
+        } else {
+            storage.reserve_now(generation, bytes)
+        };
         checked.room = Some(room?);
     }
     Ok(checked)
@@ -147,7 +153,7 @@ pub(crate) fn read_spool(draft: &Draft, span: Span) -> Result<Vec<u8>, StorageEr
 
 /// The headers of current records, each read once.
 struct Heads<'a> {
-    storage: &'a FileStorage,
+    generation: &'a Generation,
     patience: bool,
     known: HashMap<Oid, Option<DataHeader>>,
 }
@@ -157,7 +163,7 @@ impl Heads<'_> {
         if let Some(head) = self.known.get(&oid) {
             return Ok(*head);
         }
-        let head = history::revisions(self.storage, oid, self.patience).next().transpose()?;
+        let head = history::revisions(self.generation, oid, self.patience).next().transpose()?;
         let head = head.map(|(_, header)| header);
         self.known.insert(oid, head);
         Ok(head)
@@ -183,14 +189,14 @@ impl Pending {
 /// What a restore records that says which transaction has the same data: a back pointer, if that
 /// is so, or the data.
 fn restored(
-    storage: &FileStorage,
+    generation: &Generation,
     draft: &Draft,
     oid: Oid,
     data: Option<Span>,
     previous: Tid,
 ) -> Result<Body, StorageError> {
     let whole = data.map_or(Body::Gone, Body::Data);
-    let Some((position, record)) = record_in(storage, previous, oid)? else {
+    let Some((position, record)) = record_in(generation, previous, oid)? else {
         return Ok(whole);
     };
     // A record that is a back pointer itself is trusted to lead to the same data.
@@ -201,31 +207,31 @@ fn restored(
         return Ok(whole);
     };
     let drafted = read_spool(draft, span)?;
-    let same = storage.read_data(position, true)?.is_some_and(|data| data.bytes == drafted);
+    let same = generation.read_data(position, true)?.is_some_and(|data| data.bytes == drafted);
     Ok(if same { Body::Same(position) } else { whole })
 }
 
 /// The last record of an object in a transaction, if it has one.
 fn record_in(
-    storage: &FileStorage,
+    generation: &Generation,
     tid: Tid,
     oid: Oid,
 ) -> Result<Option<(u64, DataHeader)>, StorageError> {
     // Nearly always the object's own chain leads there. Not after a pack, which keeps records
     // that only back pointers lead to.
-    for revision in history::revisions(storage, oid, true) {
+    for revision in history::revisions(generation, oid, true) {
         let (position, record) = revision?;
-        if record.serial == tid && storage.transaction_at(record.transaction, true)?.tid == tid {
+        if record.serial == tid && generation.transaction_at(record.transaction, true)?.tid == tid {
             return Ok(Some((position, record)));
         }
         if record.serial < tid {
             break;
         }
     }
-    let (position, header) = iterate::find(storage, tid)?
+    let (position, header) = iterate::find(generation, tid)?
         .ok_or(StorageError::Undo { reason: undo::NO_TRANSACTION, oid: None })?;
     let (mut records, mut found) = (Records::of(position, &header), None);
-    while let Some((position, record)) = records.next(storage)? {
+    while let Some((position, record)) = records.next(generation)? {
         if record.oid == oid {
             found = Some((position, record));
         }
@@ -344,10 +350,11 @@ mod tests {
     fn a_restored_record_points_back_if_the_named_transaction_has_the_same() {
         let folder = Folder::new();
         let (storage, mut appender) = past(&folder);
-        let first = storage.position(Oid(3)).unwrap();
+        let first = storage.current().position(Oid(3)).unwrap();
         carry_out(&*storage, &mut appender, 40, draft(&[Store(3, 10, b"d")]));
         carry_out(&*storage, &mut appender, 50, draft(&[Undo(40)]));
-        let (undone, second) = (storage.position(Oid(3)).unwrap(), storage.position(Oid(1)));
+        let (undone, second) =
+            (storage.current().position(Oid(3)).unwrap(), storage.current().position(Oid(1)));
         let second = second.unwrap();
         let rows: [(Ask<'_>, &str); 8] = [
             (Restore(3, 60, Some(b"c"), Some(10)), &format!("3:@{first}")),

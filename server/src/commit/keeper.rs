@@ -59,6 +59,11 @@ impl Keeper {
             self.told.doorbell.ring();
         }
     }
+
+    /// A pack has made the storage smaller, and saved its index.
+    pub fn shrunk(&mut self, size: u64) {
+        self.saved_at = size;
+    }
 }
 
 impl Drop for Keeper {

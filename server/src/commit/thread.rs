@@ -13,8 +13,8 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -27,8 +27,10 @@ use crate::log::{self, Severity, Source};
 use crate::note::{Committed, ConnectionId, Note, Post, Ticket};
 use crate::service::Service;
 use crate::session::refusal;
+use crate::storage::error::Verdict;
+use crate::storage::pack::Successor;
 use crate::storage::space::Reservation;
-use crate::storage::{Appender, Change, Commit, StorageError};
+use crate::storage::{Appender, Change, Commit, StorageError, View};
 
 /// Transactions that one sync may cover. More wait for the next.
 const BATCH_MAX: usize = 1024;
@@ -50,6 +52,15 @@ pub struct Order {
     pub changes: Vec<Change>,
     /// Space that is set aside for it.
     pub room: Option<Reservation>,
+}
+
+/// A packed file that is to be put in place.
+#[derive(Debug)]
+pub struct Succession {
+    /// The file.
+    pub successor: Successor,
+    /// Who waits to hear how it went.
+    pub reply: mpsc::Sender<Result<Arc<dyn View>, StorageError>>,
 }
 
 /// The commit thread of one storage.
@@ -113,6 +124,11 @@ impl CommitThread {
         Ok(Self { service, stop, thread: Some(thread) })
     }
 
+    /// The storage.
+    pub fn service(&self) -> &Service {
+        &self.service
+    }
+
     /// Finishes what was ordered, closes the storage, and ends the thread.
     ///
     /// # Errors
@@ -133,6 +149,10 @@ impl Worker {
     fn work(mut self, stop: &AtomicBool) -> Result<(), StorageError> {
         let mut batch = Batch::default();
         loop {
+            // Between two batches everything that was written is published.
+            if let Some(succession) = self.service.successions.take() {
+                self.succeed(succession);
+            }
             self.take_orders(&mut batch);
             if !batch.commits.is_empty() {
                 self.gather(&mut batch);
@@ -143,10 +163,10 @@ impl Worker {
             } else if stop.load(Ordering::Acquire) {
                 return self.appender.close();
             } else {
-                let orders = &self.service.orders;
-                orders
-                    .doorbell()
-                    .sleep_unless(|| !orders.is_empty() || stop.load(Ordering::Acquire));
+                let (orders, successions) = (&self.service.orders, &self.service.successions);
+                orders.doorbell().sleep_unless(|| {
+                    !orders.is_empty() || !successions.is_empty() || stop.load(Ordering::Acquire)
+                });
             }
         }
     }
@@ -157,11 +177,16 @@ impl Worker {
             let Some(order) = self.service.orders.take() else {
                 break;
             };
-            self.awaited.remove(&order.ticket.connection);
-            batch.tickets.push(order.ticket);
-            let (commit, room) = self.commit(order);
-            batch.commits.push(commit);
-            batch.rooms.extend(room);
+            let ticket = order.ticket;
+            self.awaited.remove(&ticket.connection);
+            match self.commit(order) {
+                Ok((commit, room)) => {
+                    batch.tickets.push(ticket);
+                    batch.commits.push(commit);
+                    batch.rooms.extend(room);
+                }
+                Err(error) => self.refuse(&error, ticket),
+            }
         }
     }
 
@@ -186,17 +211,28 @@ impl Worker {
                 self.write_time = (self.write_time * 7 + took) / 8;
                 self.publish(&batch.commits, &batch.tickets);
             }
-            Err(error) => self.fail(&error, &batch.tickets),
+            Err(error) => {
+                self.poison(&error);
+                batch.tickets.iter().for_each(|ticket| self.refuse(&error, *ticket));
+            }
         }
     }
 
     /// Gives the transaction its tid: the one that it asked for, or the time, but always a later
     /// one than the last.
-    fn commit(&mut self, order: Order) -> (Commit, Option<Reservation>) {
-        let tid = order.draft.tid.unwrap_or_else(|| self.last.later(self.clock.since_1970()));
+    ///
+    /// # Errors
+    ///
+    /// A pack has ended since the vote, and what the transaction points back to is not to be had.
+    fn commit(&mut self, order: Order) -> Result<(Commit, Option<Reservation>), StorageError> {
+        let Order { mut draft, mut changes, mut room, .. } = order;
+        if let Some(room) = &mut room {
+            room.follow(&mut draft, &mut changes)?;
+        }
+        let tid = draft.tid.unwrap_or_else(|| self.last.later(self.clock.since_1970()));
         assert!(self.last < tid, "a vote refuses a tid that is not later, and excludes others");
         self.last = tid;
-        (Commit { tid, draft: order.draft, changes: order.changes }, order.room)
+        Ok((Commit { tid, draft, changes }, room))
     }
 
     fn publish(&mut self, batch: &[Commit], tickets: &[Ticket]) {
@@ -215,15 +251,33 @@ impl Worker {
             });
             let home = ticket.connection.reactor();
             for reactor in (0..self.post.reactor_count()).filter(|reactor| *reactor != home) {
-                self.post.tell_commit(reactor, Arc::clone(&committed));
+                self.post.tell_in_turn(reactor, Note::Committed(Arc::clone(&committed)));
             }
-            self.post.tell_commit(home, committed);
+            self.post.tell_in_turn(home, Note::Committed(committed));
             service.release(*ticket, &self.post);
         }
         self.keeper.grown(size, object_count);
     }
 
-    fn fail(&self, error: &StorageError, tickets: &[Ticket]) {
+    /// Puts a packed file in place, and lets every reactor know before the next commit.
+    fn succeed(&mut self, Succession { successor, reply }: Succession) {
+        let outcome = self.appender.succeed(successor);
+        match &outcome {
+            Ok(view) => {
+                self.keeper.shrunk(self.service.storage.size());
+                for reactor in 0..self.post.reactor_count() {
+                    let (storage, view) = (self.service.place, Arc::clone(view));
+                    self.post.tell_in_turn(reactor, Note::Succeeded { storage, view });
+                }
+            }
+            Err(error) if error.verdict() == Verdict::Poison => self.poison(error),
+            Err(_) => {}
+        }
+        // Nobody waits any more if the pack thread has panicked.
+        drop(reply.send(outcome));
+    }
+
+    fn poison(&self, error: &StorageError) {
         let first = !self.service.poisoned.swap(true, Ordering::AcqRel);
         if first {
             let text = format!(
@@ -233,12 +287,13 @@ impl Worker {
             );
             log::event(Source::SERVER, Severity::Critical, "", format_args!("{text}"));
         }
-        for ticket in tickets {
-            let error = refusal::of(error);
-            let note = Note::CommitFailed { ticket: *ticket, error };
-            self.post.tell(ticket.connection.reactor(), note);
-            self.service.release(*ticket, &self.post);
-        }
+    }
+
+    /// Ends a transaction that was not written.
+    fn refuse(&self, error: &StorageError, ticket: Ticket) {
+        let error = refusal::of(error);
+        self.post.tell(ticket.connection.reactor(), Note::CommitFailed { ticket, error });
+        self.service.release(ticket, &self.post);
     }
 }
 

@@ -17,6 +17,7 @@ use crate::limits::Limits;
 use crate::note::{Committed, ConnectionId, Post, Ticket};
 use crate::reader::Reader;
 use crate::service::Service;
+use crate::storage::View;
 use crate::storage::load::{Walk, Want};
 
 /// What sessions share.
@@ -48,8 +49,12 @@ pub struct Desk {
 pub struct Hall {
     /// The storage itself.
     pub service: Arc<Service>,
+    /// What loads are answered from, until this reactor is told of a pack's end.
+    pub view: Arc<dyn View>,
     /// The file that its loads walk through, if it has one.
     pub file: Option<Arc<dyn DiskFile>>,
+    /// Counts the views: positions of one mean nothing in another.
+    pub views: u32,
     /// The last commit that this reactor was told of.
     pub visible: Tid,
     /// The connections that are registered with it, and are told of commits.
@@ -86,6 +91,8 @@ pub struct ColdLoad {
     pub walk: Walk,
     /// What it has to read.
     pub want: Want,
+    /// In which of the [`Hall::views`].
+    pub views: u32,
 }
 
 /// What a reactor can say about the commits since a transaction.
@@ -101,9 +108,18 @@ impl Hall {
     /// A storage with what it last committed, oldest first.
     pub fn new(service: Arc<Service>, recent: &[Arc<Recent>], recent_max: usize) -> Self {
         let visible = service.storage.last_tid();
-        let file = service.storage.data_file();
+        let view = service.storage.view();
+        let file = view.data_file();
         let recent = recent.iter().cloned().collect();
-        Self { service, file, visible, members: BTreeSet::new(), loads: 0, recent, recent_max }
+        let members = BTreeSet::new();
+        Self { service, view, file, views: 0, visible, members, loads: 0, recent, recent_max }
+    }
+
+    /// A pack has put another file in place: later commits are to be found there only.
+    pub fn succeeded(&mut self, view: Arc<dyn View>) {
+        self.file = view.data_file();
+        self.view = view;
+        self.views += 1;
     }
 
     /// Moves this reactor's history on.

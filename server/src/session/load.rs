@@ -22,10 +22,17 @@ impl Session {
         let State::Open(open) = &self.state else {
             return;
         };
+        desk.halls[open.storage].loads += 1;
+        self.seek(id, oid, before, desk);
+    }
+
+    fn seek(&mut self, id: MessageId, oid: Oid, before: Tid, desk: &mut Desk) {
+        let State::Open(open) = &self.state else {
+            return;
+        };
         let (codec, storage) = (open.codec, open.storage);
-        let hall = &mut desk.halls[storage];
-        hall.loads += 1;
-        match hall.service.storage.load(oid, before, hall.visible) {
+        let hall = &desk.halls[storage];
+        match hall.view.load(oid, before, hall.visible) {
             Loading::Walk(walk) => self.walk(id, walk, oid, before, desk),
             Loading::Answer(Ok(Some(found))) => {
                 reply::load_reply(
@@ -53,8 +60,13 @@ impl Session {
         let State::Open(open) = &self.state else {
             return None;
         };
-        let ColdLoad { id, storage, oid, before, walk, want, .. } = load;
+        let ColdLoad { id, storage, oid, before, walk, want, views, .. } = load;
         debug_assert_eq!(storage, open.storage, "a session has one storage");
+        if views != desk.halls[storage].views {
+            // A pack has ended meanwhile, and what was read may be of either file.
+            self.seek(id, oid, before, desk);
+            return None;
+        }
         match bytes {
             Err(source) => {
                 let error = StorageError::Read { position: want.position, source };
@@ -65,7 +77,7 @@ impl Session {
             Ok(bytes) => desk.reader.keep(storage, want.position, bytes),
         }
         let hall = &desk.halls[storage];
-        let now = hall.service.storage.load(oid, before, hall.visible);
+        let now = hall.view.load(oid, before, hall.visible);
         match now {
             Loading::Walk(fresh) if walk.is_overtaken_by(&fresh) => {
                 self.walk(id, fresh, oid, before, desk);
@@ -80,7 +92,9 @@ impl Session {
             return;
         };
         let (codec, storage) = (open.codec, open.storage);
-        let file = desk.halls[storage].file.as_ref().expect("a storage that walks has a file");
+        let hall = &desk.halls[storage];
+        let (views, file) =
+            (hall.views, hall.file.as_ref().expect("a storage that walks has a file"));
         loop {
             let want = walk.want();
             let bytes = match desk.reader.read(storage, file, want) {
@@ -88,7 +102,16 @@ impl Session {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.pending += 1;
                     let connection = self.id;
-                    desk.cold.push(ColdLoad { connection, id, storage, oid, before, walk, want });
+                    desk.cold.push(ColdLoad {
+                        connection,
+                        id,
+                        storage,
+                        oid,
+                        before,
+                        walk,
+                        want,
+                        views,
+                    });
                     return;
                 }
                 Err(source) => {

@@ -31,7 +31,8 @@ use self::transaction::Transaction;
 use crate::clerk::Errand;
 use crate::limits::Limits;
 use crate::log::{self, Severity, Source};
-use crate::note::{Committed, ConnectionId, Peer};
+use crate::note::{Committed, ConnectionId, Packed, Peer};
+use crate::packing;
 
 /// One connection.
 #[derive(Debug)]
@@ -335,10 +336,7 @@ impl Session {
             }
             Request::IteratorGc { iterators } => Question::Forget { iterators },
             Request::NewOid => return Err(ErrorReply::attribute_error("new_oid").into()),
-            Request::Pack { .. } => {
-                let text = "this server does not pack; stop it and pack with ZODB's FileStorage";
-                return Err(ErrorReply::storage_error(text).into());
-            }
+            Request::Pack { time, wait } => return self.pack(time, wait, id, desk),
             Request::StoreBlobStart
             | Request::StoreBlobChunk { .. }
             | Request::StoreBlobEnd { .. }
@@ -350,6 +348,50 @@ impl Session {
         };
         self.ask(id.cloned(), question, desk);
         Ok(None)
+    }
+
+    /// Has the storage packed. A read-only client may do that, too (`ZEOStorage.pack`).
+    fn pack(&mut self, time: f64, wait: bool, id: Option<&MessageId>, desk: &Desk) -> Outcome {
+        let State::Open(open) = &self.state else {
+            unreachable!("only an open session packs");
+        };
+        let service = &desk.halls[open.storage].service;
+        let asker = id.filter(|_| wait).map(|id| (self.id, id.clone()));
+        let stop = Tid::at_seconds(time)
+            .ok_or_else(|| ErrorReply::file_storage_error("Invalid pack time"))?;
+        let (label, waits) = (self.label.clone(), asker.is_some());
+        match packing::start(service, &desk.post, packing::Errand { time, stop, asker, label }) {
+            Ok(()) if waits => {
+                self.pending += 1;
+                Ok(None)
+            }
+            Ok(()) => Ok(Some(Value::None)),
+            Err(error) if waits => Err(error.into()),
+            // Nobody waits to hear of it.
+            Err(error) => {
+                self.log(Severity::Error, &format!("`pack` raised {}", error.class));
+                Ok(Some(Value::None))
+            }
+        }
+    }
+
+    /// A pack of the storage has ended.
+    pub fn packed(&mut self, packed: &Packed) {
+        let State::Open(open) = &self.state else {
+            return;
+        };
+        let codec = open.codec;
+        if let Ok((object_count, size)) = packed.outcome {
+            let sizes = register::sizes(object_count, size);
+            reply::notice(codec, "info", &Value::Tuple(vec![sizes]), &mut self.outbox);
+        }
+        if let Some((_, id)) = packed.asker.as_ref().filter(|(asker, _)| *asker == self.id) {
+            self.pending -= 1;
+            match &packed.outcome {
+                Ok(_) => reply::reply(codec, id, &Value::None, &mut self.outbox),
+                Err(error) => self.refuse("pack", id, error),
+            }
+        }
     }
 
     /// Sends a question to a clerk, or keeps it until the last one has been answered.

@@ -1,5 +1,6 @@
 //! What a client is told when a storage cannot do what it was asked.
 
+use zeoring_shared::ids::Oid;
 use zeoring_shared::wire::reply::ErrorReply;
 
 use crate::storage::StorageError;
@@ -30,6 +31,12 @@ pub fn of(error: &StorageError) -> ErrorReply {
         }
         StorageError::Write { position, .. } => {
             ErrorReply::storage_error(&format!("write at {position} failed"))
+        }
+        StorageError::NoRoot => ErrorReply::no_object(Oid::ROOT),
+        StorageError::PackedLater => ErrorReply::value_error(&error.to_string()),
+        StorageError::GivenUp => ErrorReply::storage_error(&error.to_string()),
+        StorageError::Pack { doing, .. } => {
+            ErrorReply::storage_error(&format!("the pack failed: {doing}"))
         }
         StorageError::NoSpace { .. } => {
             ErrorReply::storage_error("no space left for the transaction")

@@ -14,9 +14,12 @@ use std::sync::Arc;
 use zeoring_shared::ids::{Oid, Tid};
 use zeoring_shared::record::{Builder, COMMITTED, PACKED};
 
+use super::error::Verdict;
 use super::file::FileStorage;
+use super::generation::Generation;
 use super::lockfile::LockFile;
-use super::{Appender, Body, Commit, Storage, StorageError};
+use super::pack::Successor;
+use super::{Appender, Body, Commit, Storage, StorageError, View};
 use crate::log::{self, Severity, Source};
 
 /// Bytes gathered before they are written: a batch that is longer takes several writes.
@@ -66,7 +69,8 @@ impl FileAppender {
 
     fn append(&mut self, batch: &[Commit]) -> Result<Written, StorageError> {
         let start = self.storage.end();
-        let mut output = Output { storage: &self.storage, buffer: &mut self.buffer, at: start };
+        let generation = self.storage.current();
+        let mut output = Output { generation: &generation, buffer: &mut self.buffer, at: start };
         let mut written =
             Written { end: start, last: self.storage.last_tid(), positions: HashMap::new() };
         output.buffer.clear();
@@ -78,7 +82,7 @@ impl FileAppender {
             // Nothing of the batch was synced or answered, and all before it was synced long ago,
             // so to cut it off loses nothing. It spares the client a transaction that it was told
             // had failed, if the disk still works; if it does not, the next open does the same.
-            let cut = self.storage.file.set_length(start);
+            let cut = generation.file.set_length(start);
             log::event(
                 Source::FILE_STORAGE,
                 Severity::Error,
@@ -92,7 +96,7 @@ impl FileAppender {
         }
         // After a failed sync the file is left alone: whether the batch is on the disk cannot be
         // known, and the next open decides by reading it.
-        self.storage
+        generation
             .file
             .sync_data()
             .map_err(|source| StorageError::Write { position: start, source })?;
@@ -132,13 +136,28 @@ impl Appender for FileAppender {
         assert_eq!(last, written.last, "the batch published is the batch written");
         // In this order: what the index leads to can be read, and what is told about is in the
         // index.
-        self.storage.set_readable(written.end);
+        let generation = self.storage.current();
+        generation.set_readable(written.end);
         for (oid, position) in written.positions {
-            self.storage.index.set(oid, position);
+            generation.index.set(oid, position);
             self.storage.note_oid(oid);
         }
         self.storage.set_published(written.end, last);
         self.storage.reserve_ahead();
+    }
+
+    fn succeed(&mut self, successor: Successor) -> Result<Arc<dyn View>, StorageError> {
+        match self.state {
+            State::Ready => {}
+            State::Poisoned => return Err(StorageError::Poisoned),
+            State::Closed => return Err(StorageError::ReadOnly),
+            State::Written(_) => panic!("a batch is published before the next thing is done"),
+        }
+        let result = Self::put_in_place(&self.storage, successor);
+        if result.as_ref().is_err_and(|error| error.verdict() == Verdict::Poison) {
+            self.state = State::Poisoned;
+        }
+        result
     }
 
     fn close(&mut self) -> Result<(), StorageError> {
@@ -147,8 +166,9 @@ impl Appender for FileAppender {
         let cut = match state {
             // Gives back the space that was reserved behind the end.
             State::Ready => {
-                let position = self.storage.end();
-                let cut = self.storage.file.set_length(position);
+                let generation = self.storage.current();
+                let position = generation.end();
+                let cut = generation.file.set_length(position);
                 cut.map_err(|source| StorageError::Write { position, source })
             }
             State::Written(_) | State::Poisoned | State::Closed => Ok(()),
@@ -162,7 +182,7 @@ impl Appender for FileAppender {
 
 /// Bytes on their way into the file.
 struct Output<'a> {
-    storage: &'a FileStorage,
+    generation: &'a Generation,
     buffer: &'a mut Vec<u8>,
     /// Where in the file the buffer's first byte goes.
     at: u64,
@@ -186,7 +206,7 @@ impl Output<'_> {
             let serial = change.serial.unwrap_or(*tid);
             // Records of one transaction do not know of each other: all name the one before it.
             let previous = written.positions.get(&change.oid).copied();
-            let previous = previous.or_else(|| self.storage.position(change.oid)).unwrap_or(0);
+            let previous = previous.or_else(|| self.generation.position(change.oid)).unwrap_or(0);
             let position = match change.body {
                 Body::Data(span) if span.length != 0 => {
                     let position =
@@ -212,7 +232,7 @@ impl Output<'_> {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.storage.file.write_all_at(self.buffer, self.at)?;
+        self.generation.file.write_all_at(self.buffer, self.at)?;
         self.at += self.buffer.len() as u64;
         self.buffer.clear();
         Ok(())
@@ -222,7 +242,6 @@ impl Output<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::error::Verdict;
     use crate::storage::open::{Options, open};
     use crate::storage::testing::{Fault, FaultyDisk, Folder, Write, commit, load, transaction};
 
@@ -252,13 +271,13 @@ mod tests {
         let folder = Folder::new();
         let (storage, mut appender) = folder.open().unwrap();
         commit(&mut appender, 10, &[(1, Write::Data(b"old"))]);
-        let old = storage.position(Oid(1)).unwrap();
+        let old = storage.current().position(Oid(1)).unwrap();
         commit(&mut appender, 20, &[(1, Write::Data(b"first")), (1, Write::Data(b"second"))]);
-        let position = storage.position(Oid(1)).unwrap();
+        let position = storage.current().position(Oid(1)).unwrap();
         let found = load(&storage, 1, Tid::MAX, Tid::MAX).unwrap().unwrap();
         assert_eq!((&found.data[..], found.serial), (b"second".as_slice(), Tid(20)));
         for position in [position, position - 42 - 5] {
-            assert_eq!(storage.record_at(position, true).unwrap().previous, old);
+            assert_eq!(storage.current().record_at(position, true).unwrap().previous, old);
         }
     }
 

@@ -95,6 +95,23 @@ pub enum StorageError {
         /// What the system said.
         source: io::Error,
     },
+    /// The root object is not there, so that all objects would be garbage.
+    #[error("the root object is not there")]
+    NoRoot,
+    /// A pack to an earlier time than the last one's, of a storage that refuses that.
+    #[error("Already packed to a later time")]
+    PackedLater,
+    /// A pack was told to give up. Nothing has changed.
+    #[error("the pack was given up, as the server stops")]
+    GivenUp,
+    /// A pack failed. Nothing has changed.
+    #[error("the pack failed: {doing}: {source}")]
+    Pack {
+        /// What was being done.
+        doing: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
     /// There is no room for the transaction. Nothing was written.
     #[error("no space left for the transaction: {source}")]
     NoSpace {
@@ -129,6 +146,10 @@ impl StorageError {
             | Self::Corrupt { .. }
             | Self::Read { .. }
             | Self::SaveIndex { .. }
+            | Self::NoRoot
+            | Self::GivenUp
+            | Self::PackedLater
+            | Self::Pack { .. }
             | Self::NoSpace { .. } => Verdict::Refuse,
             Self::Write { .. } => Verdict::Poison,
         }

@@ -7,56 +7,51 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use bytes::Bytes;
 use zeoring_shared::ids::{Oid, Tid};
 use zeoring_shared::io::{DiskFile, Machine};
-use zeoring_shared::record::{Damage, DataHeader, TransactionHeader};
 
+use super::generation::Generation;
 use super::index::Index;
-use super::load::Walk;
 use super::oids::OidSource;
+use super::open::Packing;
+use super::pack::{Handover, Outcome, Progress};
 use super::space::Space;
 use super::{
-    Checked, Facts, HistoryEntry, Loading, Metadata, NextRecord, Storage, StorageError,
-    TransactionCursor, UndoEntry, history, iterate, undo,
+    Checked, Facts, HistoryEntry, NextRecord, Storage, StorageError, TransactionCursor, UndoEntry,
+    View, history, iterate, undo,
 };
 use crate::commit::check;
 use crate::commit::draft::Draft;
 
 /// The storage that Python's FileStorage is, on the same file. Made by [`super::open::open`].
-///
-/// Invariant: published <= readable, and every position in the index is below `readable`.
 #[derive(Debug)]
 pub struct FileStorage {
-    /// For cursors, which outlive the call that made them.
+    /// For reservations, which outlive the call that made them.
     me: Weak<Self>,
     pub(super) machine: Machine,
     pub(super) path: PathBuf,
-    pub(super) file: Arc<dyn DiskFile>,
-    pub(super) index: Index,
+    pub(super) packing: Packing,
     pub(super) oids: OidSource,
     pub(super) space: Mutex<Space>,
     facts: Facts,
-    /// Records before this position may be read: it rises before the index does.
-    readable: AtomicU64,
-    /// All records before this position are in the index: it rises after the index did.
-    published: AtomicU64,
+    /// Written by the commit thread alone, when a pack ends, with `space` locked. No load asks it:
+    /// reactors hold generations of their own, and are told of the next.
+    current: RwLock<Arc<Generation>>,
     last: AtomicU64,
-    /// Held while the index is saved.
-    pub(super) saving: Mutex<()>,
+    /// Held while the index is saved, and while a pack puts another file in place.
+    pub(super) saving: Mutex<Saving>,
 }
 
-/// The pickles of a revision, wherever a back pointer led to.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Data {
-    /// The pickles.
-    pub bytes: Bytes,
-    /// The serial of the record that has them.
-    pub serial: Tid,
-    /// The position of the record that has them.
-    pub position: u64,
+/// Whether the index may be saved.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) enum Saving {
+    #[default]
+    Allowed,
+    /// A pack has left it open which file is the data file.
+    Never,
 }
 
 /// What [`super::open::open`] found out about a file.
@@ -66,6 +61,7 @@ pub(super) struct Opened {
     pub(super) path: PathBuf,
     pub(super) file: Arc<dyn DiskFile>,
     pub(super) index: Index,
+    pub(super) packing: Packing,
     pub(super) quota: Option<u64>,
     pub(super) read_only: bool,
     /// Behind the last good transaction.
@@ -75,7 +71,7 @@ pub(super) struct Opened {
 
 impl FileStorage {
     pub(super) fn new(opened: Opened) -> Arc<Self> {
-        let Opened { machine, path, file, index, quota, read_only, end, last } = opened;
+        let Opened { machine, path, file, index, packing, quota, read_only, end, last } = opened;
         let facts = Facts {
             name: path.to_string_lossy().into_owned(),
             read_only,
@@ -88,19 +84,17 @@ impl FileStorage {
             me: me.clone(),
             machine,
             path,
-            file,
-            index,
+            packing,
             oids,
             space: Mutex::new(Space::new(end, quota)),
             facts,
-            readable: AtomicU64::new(end),
-            published: AtomicU64::new(end),
+            current: RwLock::new(Arc::new(Generation::new(file, index, end))),
             last: AtomicU64::new(last.0),
             saving: Mutex::default(),
         })
     }
 
-    /// The storage, to be kept by a cursor.
+    /// The storage, to be kept by a reservation.
     pub fn shared(&self) -> Arc<Self> {
         self.me.upgrade().expect("whoever asks has an Arc of it")
     }
@@ -115,19 +109,19 @@ impl FileStorage {
         &self.path
     }
 
-    /// Where the object's current record stands.
-    pub fn position(&self, oid: Oid) -> Option<u64> {
-        self.index.position(oid)
+    /// The file as the last pack has left it, and its index.
+    pub fn current(&self) -> Arc<Generation> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The smallest oid of an object that is at least `from`.
-    pub fn next_oid(&self, from: Oid) -> Option<Oid> {
-        self.index.next_at_or_after(from)
+    /// Puts the file that a pack has written in the place of the one before.
+    pub(super) fn set_current(&self, next: Arc<Generation>) {
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = next;
     }
 
     /// Behind the last published transaction.
     pub fn end(&self) -> u64 {
-        self.published.load(Ordering::Acquire)
+        self.current().end()
     }
 
     /// Lets no oid up to this one be given out again, unless it is outlandish (see
@@ -136,172 +130,12 @@ impl FileStorage {
         self.oids.note(oid);
     }
 
-    /// Fills `buffer` from `position` of the data file.
-    ///
-    /// # Errors
-    ///
-    /// [`StorageError::Corrupt`] if that much was not published, [`StorageError::WouldWait`] if
-    /// some of it is not in memory and `patience` is false, [`StorageError::Read`].
-    pub fn read(
-        &self,
-        position: u64,
-        buffer: &mut [u8],
-        patience: bool,
-    ) -> Result<(), StorageError> {
-        let inside = position
-            .checked_add(buffer.len() as u64)
-            .is_some_and(|end| end <= self.readable.load(Ordering::Acquire));
-        if !inside {
-            let expected = "a position within the file";
-            return Err(StorageError::Corrupt { position, expected });
-        }
-        let result = if patience {
-            self.file.read_exact_at(buffer, position)
-        } else {
-            read_exact_now(&*self.file, buffer, position)
-        };
-        result.map_err(|source| match source.kind() {
-            std::io::ErrorKind::WouldBlock => StorageError::WouldWait,
-            _ => StorageError::Read { position, source },
-        })
-    }
-
-    /// The data record at a position.
-    ///
-    /// # Errors
-    ///
-    /// As [`FileStorage::read`]; [`StorageError::Corrupt`] if the bytes are no record. That they
-    /// are a record of some object is for the caller to check.
-    pub fn record_at(&self, position: u64, patience: bool) -> Result<DataHeader, StorageError> {
-        let mut bytes = [0; DataHeader::LEN_WITH_BACK];
-        self.read(position, &mut bytes, patience)?;
-        Ok(DataHeader::parse(&bytes, position)?)
-    }
-
-    /// The pickles of the record at a position, or of the one that its back pointers lead to.
-    ///
-    /// `None`: the object is gone with this record.
-    ///
-    /// # Errors
-    ///
-    /// As [`FileStorage::record_at`]; [`StorageError::Corrupt`] if a back pointer leads to another
-    /// object.
-    pub fn read_data(&self, position: u64, patience: bool) -> Result<Option<Data>, StorageError> {
-        let (mut at, mut header) = (position, self.record_at(position, patience)?);
-        while header.length == 0 {
-            if header.back == 0 {
-                return Ok(None);
-            }
-            let older = self.record_at(header.back, patience)?;
-            if older.oid != header.oid {
-                let expected = "a back pointer to the same object";
-                return Err(StorageError::Corrupt { position: at, expected });
-            }
-            (at, header) = (header.back, older);
-        }
-        // Nothing is reserved for a length that the file does not have.
-        let end = header.end(at);
-        if self.readable.load(Ordering::Acquire) < end {
-            let expected = "a record that ends within the file";
-            return Err(StorageError::Corrupt { position: at, expected });
-        }
-        let mut bytes = vec![0; header.length as usize];
-        self.read(at + DataHeader::LEN as u64, &mut bytes, patience)?;
-        Ok(Some(Data { bytes: bytes.into(), serial: header.serial, position: at }))
-    }
-
-    /// The transaction at a position. Its lengths fit into the file.
-    ///
-    /// # Errors
-    ///
-    /// As [`FileStorage::read`]; [`StorageError::Corrupt`] if the bytes are no transaction.
-    pub fn transaction_at(
-        &self,
-        position: u64,
-        patience: bool,
-    ) -> Result<TransactionHeader, StorageError> {
-        let mut bytes = [0; TransactionHeader::LEN];
-        self.read(position, &mut bytes, patience)?;
-        let header = TransactionHeader::parse(&bytes, position)?;
-        header.fits(position, self.readable.load(Ordering::Acquire))?;
-        Ok(header)
-    }
-
-    /// User, description and extension of the transaction at a position.
-    ///
-    /// # Errors
-    ///
-    /// As [`FileStorage::read`].
-    pub fn metadata_at(
-        &self,
-        position: u64,
-        header: &TransactionHeader,
-        patience: bool,
-    ) -> Result<Metadata, StorageError> {
-        let mut texts = vec![0; header.texts_length()];
-        self.read(position + TransactionHeader::LEN as u64, &mut texts, patience)?;
-        let mut texts = Bytes::from(texts);
-        let user = texts.split_to(header.user.into());
-        let description = texts.split_to(header.description.into());
-        Ok(Metadata { user, description, extension: texts })
-    }
-
-    /// Where the transaction begins that ends at `end`, or `None` if `end` is the file's beginning.
-    ///
-    /// # Errors
-    ///
-    /// As [`FileStorage::read`]; [`StorageError::Corrupt`] if the length before `end` is none.
-    pub fn transaction_before(
-        &self,
-        end: u64,
-        patience: bool,
-    ) -> Result<Option<u64>, StorageError> {
-        use zeoring_shared::record::{FIRST, header::TRAILER};
-        if end <= FIRST {
-            return Ok(None);
-        }
-        let corrupt = StorageError::Corrupt {
-            position: end.saturating_sub(TRAILER as u64),
-            expected: "the transaction length, repeated",
-        };
-        let Some(trailer) = end.checked_sub(TRAILER as u64).filter(|at| FIRST <= *at) else {
-            return Err(corrupt);
-        };
-        let mut bytes = [0; TRAILER];
-        self.read(trailer, &mut bytes, patience)?;
-        let start = trailer.checked_sub(u64::from_be_bytes(bytes));
-        start.filter(|start| (FIRST..trailer).contains(start)).map(Some).ok_or(corrupt)
-    }
-
-    /// Makes records up to `end` readable. The index may lead to them next.
-    pub(super) fn set_readable(&self, end: u64) {
-        self.readable.store(end, Ordering::Release);
-    }
-
-    /// Says that the index knows all records before `end`, the last of which are `last`'s.
+    /// Says that the current generation knows all records before `end`, the last of which are
+    /// `last`'s.
     pub(super) fn set_published(&self, end: u64, last: Tid) {
-        self.published.store(end, Ordering::Release);
+        self.current().set_published(end);
         // Whoever hears of the transaction finds its records.
         self.last.store(last.0, Ordering::Release);
-    }
-}
-
-fn read_exact_now(file: &dyn DiskFile, buffer: &mut [u8], position: u64) -> std::io::Result<()> {
-    let mut done = 0;
-    while done < buffer.len() {
-        match file.read_at_now(&mut buffer[done..], position + done as u64) {
-            Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-            Ok(count) => done += count,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-impl From<Damage> for StorageError {
-    fn from(Damage { position, expected }: Damage) -> Self {
-        Self::Corrupt { position, expected }
     }
 }
 
@@ -311,7 +145,7 @@ impl Storage for FileStorage {
     }
 
     fn object_count(&self) -> u64 {
-        self.index.len()
+        self.current().index.len()
     }
 
     fn size(&self) -> u64 {
@@ -326,33 +160,19 @@ impl Storage for FileStorage {
         if self.facts.read_only {
             return Err(StorageError::ReadOnly);
         }
-        self.oids.take(count, &self.index)
+        self.oids.take(count, &self.current().index)
     }
 
-    fn load(&self, oid: Oid, before: Tid, visible: Tid) -> Loading {
-        match self.index.position(oid) {
-            // The file's end is read after the position, and rose before it.
-            Some(head) => Loading::Walk(Walk::new(
-                oid,
-                before,
-                visible,
-                head,
-                self.readable.load(Ordering::Acquire),
-            )),
-            None => Loading::Answer(Err(StorageError::UnknownObject { oid })),
-        }
-    }
-
-    fn data_file(&self) -> Option<Arc<dyn DiskFile>> {
-        Some(self.file.clone())
+    fn view(&self) -> Arc<dyn View> {
+        self.current()
     }
 
     fn load_serial(&self, oid: Oid, serial: Tid, visible: Tid) -> Result<Bytes, StorageError> {
-        history::load_serial(self, oid, serial, visible)
+        history::load_serial(&self.current(), oid, serial, visible)
     }
 
     fn serial(&self, oid: Oid, visible: Tid) -> Result<Tid, StorageError> {
-        history::serial(self, oid, visible)
+        history::serial(&self.current(), oid, visible)
     }
 
     fn history(
@@ -361,11 +181,11 @@ impl Storage for FileStorage {
         count: usize,
         visible: Tid,
     ) -> Result<Vec<HistoryEntry>, StorageError> {
-        history::history(self, oid, count, visible)
+        history::history(&self.current(), oid, count, visible)
     }
 
     fn record_next(&self, from: Oid, visible: Tid) -> Result<Option<NextRecord>, StorageError> {
-        history::record_next(self, from, visible)
+        history::record_next(&self.current(), from, visible)
     }
 
     fn undo_log(
@@ -375,23 +195,32 @@ impl Storage for FileStorage {
         wanted: &dyn Fn(&UndoEntry) -> bool,
         visible: Tid,
     ) -> Result<Vec<UndoEntry>, StorageError> {
-        undo::undo_log(self, skip, count, wanted, visible)
+        undo::undo_log(&self.current(), skip, count, wanted, visible)
     }
 
     fn transactions(&self, start: Tid, stop: Tid) -> Box<dyn TransactionCursor> {
-        iterate::transactions(self.shared(), start, stop)
+        iterate::transactions(self.current(), start, stop)
     }
 
     fn last_transactions(&self, count: usize) -> Result<Vec<(Tid, Vec<Oid>)>, StorageError> {
-        iterate::last_transactions(self, count)
+        iterate::last_transactions(&self.current(), count)
     }
 
     fn undo_oids(&self, tid: Tid) -> Result<Vec<Oid>, StorageError> {
-        undo::undo_oids(self, tid)
+        undo::undo_oids(&self.current(), tid)
     }
 
     fn check(&self, draft: &Draft, patience: bool) -> Result<Checked, StorageError> {
         check::check(self, draft, patience)
+    }
+
+    fn pack(
+        &self,
+        stop: Tid,
+        progress: &Progress,
+        handover: &dyn Handover,
+    ) -> Result<Outcome, StorageError> {
+        self.pack_to(stop, progress, handover)
     }
 
     fn save_index(&self) -> Result<(), StorageError> {
@@ -409,53 +238,3 @@ const INTERFACES: [(&str, &str); 7] = [
     ("ZODB.interfaces", "IStorage"),
     ("zope.interface", "Interface"),
 ];
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::storage::open::{Options, open};
-    use crate::storage::testing::{Fault, FaultyDisk, Folder, Write, commit};
-
-    #[test]
-    fn without_patience_what_is_not_in_memory_is_not_waited_for() {
-        let folder = Folder::new();
-        let (disk, machine) = FaultyDisk::machine();
-        let (storage, mut appender) = open(&machine, &folder.path(), &Options::default()).unwrap();
-        commit(&mut appender, 10, &[(1, Write::Data(b"data"))]);
-        let position = storage.position(Oid(1)).unwrap();
-        let expected = Data { bytes: Bytes::from_static(b"data"), serial: Tid(10), position };
-        for (fault, patience, answers) in
-            [(Fault::None, false, true), (Fault::Cold, true, true), (Fault::Cold, false, false)]
-        {
-            disk.set(fault);
-            let found = storage.read_data(position, patience);
-            if answers {
-                assert_eq!(found.unwrap().as_ref(), Some(&expected));
-            } else {
-                assert!(matches!(found, Err(StorageError::WouldWait)), "{found:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn transactions_are_found_from_the_end_backwards() {
-        let folder = Folder::new();
-        let (storage, mut appender) = folder.open().unwrap();
-        let mut borders = vec![storage.end()];
-        for tid in 1..4 {
-            commit(&mut appender, tid, &[(tid, Write::Data(b"data"))]);
-            borders.push(storage.end());
-        }
-        for (tid, pair) in (1..4).zip(borders.windows(2)) {
-            assert_eq!(storage.transaction_before(pair[1], true).unwrap(), Some(pair[0]));
-            let header = storage.transaction_at(pair[0], true).unwrap();
-            assert_eq!((header.tid, header.end(pair[0])), (Tid(tid), pair[1]));
-            let metadata = storage.metadata_at(pair[0], &header, true).unwrap();
-            assert_eq!((&metadata.user[..], &metadata.extension[..]), (&b"user"[..], &b""[..]));
-        }
-        assert_eq!(storage.transaction_before(borders[0], true).unwrap(), None);
-        for position in [borders[1] + 1, 5, 11, storage.end() + 1, u64::MAX] {
-            assert!(storage.transaction_before(position, true).is_err(), "{position}");
-        }
-    }
-}

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use zeoring_shared::ids::{Oid, Tid};
 use zeoring_shared::record::DataHeader;
 
-use super::file::FileStorage;
+use super::generation::Generation;
 use super::{HistoryEntry, METADATA_BYTES_MAX, NextRecord, StorageError};
 
 /// The data of exactly one revision: see [`super::Storage::load_serial`].
@@ -20,7 +20,7 @@ use super::{HistoryEntry, METADATA_BYTES_MAX, NextRecord, StorageError};
 ///
 /// [`StorageError::UnknownObject`] if there is no such revision, or the object is gone with it.
 pub fn load_serial(
-    storage: &FileStorage,
+    storage: &Generation,
     oid: Oid,
     serial: Tid,
     visible: Tid,
@@ -47,7 +47,7 @@ pub fn load_serial(
 /// # Errors
 ///
 /// [`StorageError::UnknownObject`] if the object is not there, or gone.
-pub fn serial(storage: &FileStorage, oid: Oid, visible: Tid) -> Result<Tid, StorageError> {
+pub fn serial(storage: &Generation, oid: Oid, visible: Tid) -> Result<Tid, StorageError> {
     newest(storage, oid, visible)?
         .filter(|(_, header)| !header.is_gone())
         .map(|(_, header)| header.serial)
@@ -61,7 +61,7 @@ pub fn serial(storage: &FileStorage, oid: Oid, visible: Tid) -> Result<Tid, Stor
 ///
 /// [`StorageError::UnknownObject`] if there never was such an object.
 pub fn history(
-    storage: &FileStorage,
+    storage: &Generation,
     oid: Oid,
     count: usize,
     visible: Tid,
@@ -91,7 +91,7 @@ pub fn history(
 /// [`StorageError::UnknownObject`] if that object is gone: a walk that meets one ends, as it does
 /// in `record_iternext` of `ZODB/FileStorage/FileStorage.py`.
 pub fn record_next(
-    storage: &FileStorage,
+    storage: &Generation,
     from: Oid,
     visible: Tid,
 ) -> Result<Option<NextRecord>, StorageError> {
@@ -107,7 +107,7 @@ pub fn record_next(
 
 /// The next object with a visible revision, gone or not: oid, position and serial of its record.
 fn next_known(
-    storage: &FileStorage,
+    storage: &Generation,
     mut from: Option<Oid>,
     visible: Tid,
 ) -> Result<Option<(Oid, u64, Tid)>, StorageError> {
@@ -122,7 +122,7 @@ fn next_known(
 
 /// Position and header of the newest record that is not later than `visible`.
 fn newest(
-    storage: &FileStorage,
+    storage: &Generation,
     oid: Oid,
     visible: Tid,
 ) -> Result<Option<(u64, DataHeader)>, StorageError> {
@@ -136,14 +136,14 @@ fn newest(
 ///
 /// Nothing, if there never was such an object. Of a transaction that has several records of the
 /// object, this is the last.
-pub(crate) fn revisions(storage: &FileStorage, oid: Oid, patience: bool) -> Revisions<'_> {
+pub(crate) fn revisions(storage: &Generation, oid: Oid, patience: bool) -> Revisions<'_> {
     Revisions { storage, oid, patience, position: storage.position(oid).unwrap_or(0) }
 }
 
 /// See [`revisions`].
 #[derive(Debug)]
 pub(crate) struct Revisions<'a> {
-    storage: &'a FileStorage,
+    storage: &'a Generation,
     oid: Oid,
     patience: bool,
     /// Of the next record; 0 at the end.
@@ -181,10 +181,10 @@ mod tests {
     use crate::storage::testing::{Folder, Write, commit};
 
     /// Object 1: one, two, one again, gone, five. Object 4 comes at 60, object 7 is gone.
-    fn past(folder: &Folder) -> (std::sync::Arc<FileStorage>, impl Sized) {
+    fn past(folder: &Folder) -> (std::sync::Arc<crate::storage::file::FileStorage>, impl Sized) {
         let (storage, mut appender) = folder.open().unwrap();
         commit(&mut appender, 10, &[(1, Write::Data(b"one"))]);
-        let one = storage.position(Oid(1)).unwrap();
+        let one = storage.current().position(Oid(1)).unwrap();
         commit(&mut appender, 20, &[(1, Write::Data(b"first")), (1, Write::Data(b"second"))]);
         commit(&mut appender, 30, &[(1, Write::Same(one)), (7, Write::Data(b"seven"))]);
         commit(&mut appender, 40, &[(1, Write::Gone), (7, Write::Gone)]);

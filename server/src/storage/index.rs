@@ -14,7 +14,8 @@
 //! all by itself the tree pays 2 KiB of leaf and up to 12 KiB of nodes. The map pays some 40 bytes
 //! wherever the oid lies, so scattering oids over 2^64 is no way to fill the memory.
 //!
-//! Nothing is ever taken out: an object that is gone keeps the position of the record that says so.
+//! Nothing is taken out of an index that others see: an object that is gone keeps the position of
+//! the record that says so. Only a pack, which builds one for itself, takes entries out of it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -73,6 +74,19 @@ impl Index {
         }
     }
 
+    /// Takes an object out. Only for an index that nobody else sees yet.
+    pub fn remove(&mut self, oid: Oid) {
+        let old = if oid.0 < 1 << Near::BITS {
+            self.near.remove(oid.0)
+        } else if oid.0 < OUTLANDISH {
+            self.far.remove(oid.0)
+        } else {
+            let map = self.outlandish.get_mut().unwrap_or_else(PoisonError::into_inner);
+            map.remove(&oid.0).unwrap_or(0)
+        };
+        *self.length.get_mut() -= u64::from(old != 0);
+    }
+
     /// How many objects there are.
     pub fn len(&self) -> u64 {
         self.length.load(Ordering::Relaxed)
@@ -126,6 +140,9 @@ trait Tree: Default {
     /// Returns the position before.
     fn set(&self, oid: u64, position: u64) -> u64;
 
+    /// Returns the position before.
+    fn remove(&mut self, oid: u64) -> u64;
+
     /// The first entry at or after `from`, as (low bits of its oid, position).
     fn entry_at_or_after(&self, from: u64) -> Option<(u64, u64)>;
 }
@@ -147,6 +164,10 @@ impl Tree for Leaf {
 
     fn set(&self, oid: u64, position: u64) -> u64 {
         self.0[oid as usize % SLOTS].swap(position, Ordering::Release)
+    }
+
+    fn remove(&mut self, oid: u64) -> u64 {
+        std::mem::take(self.0[oid as usize % SLOTS].get_mut())
     }
 
     fn entry_at_or_after(&self, from: u64) -> Option<(u64, u64)> {
@@ -181,6 +202,10 @@ impl<T: Tree> Tree for Node<T> {
 
     fn set(&self, oid: u64, position: u64) -> u64 {
         self.0[Self::slot(oid)].get_or_init(Box::default).set(oid, position)
+    }
+
+    fn remove(&mut self, oid: u64) -> u64 {
+        self.0[Self::slot(oid)].get_mut().map_or(0, |tree| tree.remove(oid))
     }
 
     fn entry_at_or_after(&self, from: u64) -> Option<(u64, u64)> {
@@ -225,10 +250,15 @@ mod tests {
             asked in prop::collection::vec((0_u32..44, any::<u64>()), 0..50),
         ) {
             // Shifted so that near, far and outlandish oids all come often.
-            let (index, mut map) = (Index::default(), BTreeMap::new());
-            for (shift, bits, position) in entries {
+            let (mut index, mut map) = (Index::default(), BTreeMap::new());
+            for (number, (shift, bits, position)) in entries.iter().copied().enumerate() {
                 index.set(Oid(bits >> shift), position);
                 map.insert(bits >> shift, position);
+                if position % 4 == 0 {
+                    let (shift, bits, _) = entries[number / 2];
+                    index.remove(Oid(bits >> shift));
+                    map.remove(&(bits >> shift));
+                }
             }
             prop_assert_eq!(index.len(), map.len() as u64);
             for (shift, bits) in asked {

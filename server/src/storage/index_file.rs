@@ -20,7 +20,8 @@ use zeoring_shared::ids::Oid;
 use zeoring_shared::io::{Access, Disk, DiskFile};
 
 use super::StorageError;
-use super::file::FileStorage;
+use super::file::{FileStorage, Saving};
+use super::generation::Generation;
 use super::paths::{beside, folder};
 
 /// Positions from here on do not fit into an index file (256 TiB).
@@ -50,15 +51,22 @@ impl FileStorage {
         if self.is_read_only() {
             return Ok(());
         }
-        let _one_at_a_time = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let one_at_a_time = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        if *one_at_a_time == Saving::Never {
+            return Ok(());
+        }
+        let generation = self.current();
         // The index knows all records before this position; of later ones it may know some.
-        let end = self.end();
-        let entries = self.index.iter().filter_map(|(oid, position)| {
-            self.position_before(oid, position, end).map(|found| Some((oid, found?))).transpose()
+        let end = generation.end();
+        let entries = generation.index.iter().filter_map(|(oid, position)| {
+            let found = generation.position_before(oid, position, end);
+            found.map(|found| Some((oid, found?))).transpose()
         });
         save(&*self.machine.disk, &path(&self.path), end, entries)
     }
+}
 
+impl Generation {
     /// Goes back from a record to the object's newest before `end`; `None` if there is none.
     fn position_before(
         &self,
@@ -230,7 +238,7 @@ mod tests {
             assert_eq!(entries.len() as u64, if count == 0 { 0 } else { 3 + 2 * count });
             for (oid, position) in entries {
                 assert!(position < end, "{oid} at {position}, saved at {end}");
-                assert_eq!(storage.record_at(position, true).unwrap().oid, oid);
+                assert_eq!(storage.current().record_at(position, true).unwrap().oid, oid);
                 assert!(3 < oid.0 || last <= position, "{oid} is not the current one");
             }
         }
@@ -244,12 +252,12 @@ mod tests {
         let folder = Folder::new();
         let (storage, mut appender) = folder.open().unwrap();
         commit(&mut appender, 1, &[(1, Write::Data(b"one"))]);
-        let (end, first) = (storage.end(), storage.position(Oid(1)).unwrap());
+        let (end, first) = (storage.end(), storage.current().position(Oid(1)).unwrap());
         commit(&mut appender, 2, &[(1, Write::Data(b"two")), (2, Write::Data(b"two"))]);
         commit(&mut appender, 3, &[(1, Write::Data(b"three")), (2, Write::Data(b"three"))]);
         let back = |oid| {
-            let position = storage.position(Oid(oid)).unwrap();
-            storage.position_before(Oid(oid), position, end).unwrap()
+            let position = storage.current().position(Oid(oid)).unwrap();
+            storage.current().position_before(Oid(oid), position, end).unwrap()
         };
         assert_eq!((back(1), back(2)), (Some(first), None));
     }

@@ -14,15 +14,11 @@ use std::sync::Arc;
 use zeoring_shared::ids::{Oid, Tid};
 use zeoring_shared::record::{DataHeader, FIRST, TransactionHeader, UNDONE};
 
-use super::file::FileStorage;
+use super::generation::Generation;
 use super::{RecordCursor, RecordEntry, StorageError, TransactionCursor, TransactionEntry};
 
 /// The transactions from `start` to `stop`: see [`super::Storage::transactions`].
-pub fn transactions(
-    storage: Arc<FileStorage>,
-    start: Tid,
-    stop: Tid,
-) -> Box<dyn TransactionCursor> {
+pub fn transactions(storage: Arc<Generation>, start: Tid, stop: Tid) -> Box<dyn TransactionCursor> {
     let end = storage.end();
     Box::new(Transactions { storage, end, stop, next: Next::From(start), last: None })
 }
@@ -33,7 +29,7 @@ pub fn transactions(
 ///
 /// [`StorageError::Corrupt`], [`StorageError::Read`].
 pub fn last_transactions(
-    storage: &FileStorage,
+    storage: &Generation,
     count: usize,
 ) -> Result<Vec<(Tid, Vec<Oid>)>, StorageError> {
     let mut found = Vec::new();
@@ -55,7 +51,7 @@ pub fn last_transactions(
 /// A walk over transactions. Holds positions only.
 #[derive(Debug)]
 struct Transactions {
-    storage: Arc<FileStorage>,
+    storage: Arc<Generation>,
     end: u64,
     stop: Tid,
     next: Next,
@@ -110,7 +106,7 @@ impl TransactionCursor for Transactions {
 ///
 /// Walks from the end of the file that is nearer in time. A tid is a time in its upper bits, so
 /// their difference says which one that is, well enough.
-fn seek(storage: &FileStorage, start: Tid, end: u64) -> Result<u64, StorageError> {
+fn seek(storage: &Generation, start: Tid, end: u64) -> Result<u64, StorageError> {
     let Some(last) = storage.transaction_before(end, true)? else {
         return Ok(end);
     };
@@ -147,7 +143,7 @@ fn seek(storage: &FileStorage, start: Tid, end: u64) -> Result<u64, StorageError
 /// A walk over the records of one transaction, for clients.
 #[derive(Debug)]
 struct RecordsOfOne {
-    storage: Arc<FileStorage>,
+    storage: Arc<Generation>,
     records: Records,
 }
 
@@ -194,7 +190,7 @@ impl Records {
     /// The walk stays where it is.
     pub(crate) fn next(
         &mut self,
-        storage: &FileStorage,
+        storage: &Generation,
     ) -> Result<Option<(u64, DataHeader)>, StorageError> {
         let position = self.position;
         if position == self.trailer {
@@ -212,14 +208,14 @@ impl Records {
 }
 
 /// Position and header of each published transaction, newest first. Ends after the first error.
-pub(crate) fn backwards(storage: &FileStorage) -> Backwards<'_> {
+pub(crate) fn backwards(storage: &Generation) -> Backwards<'_> {
     Backwards::from(storage, storage.end())
 }
 
 /// Position and header of the transaction with that id. Tids fall on the way from the file's end,
 /// so the search is as long as the transaction is old.
 pub(crate) fn find(
-    storage: &FileStorage,
+    storage: &Generation,
     tid: Tid,
 ) -> Result<Option<(u64, TransactionHeader)>, StorageError> {
     for transaction in backwards(storage) {
@@ -234,12 +230,12 @@ pub(crate) fn find(
 /// See [`backwards`].
 #[derive(Debug)]
 pub(crate) struct Backwards<'a> {
-    storage: &'a FileStorage,
+    storage: &'a Generation,
     end: u64,
 }
 
 impl<'a> Backwards<'a> {
-    fn from(storage: &'a FileStorage, end: u64) -> Self {
+    fn from(storage: &'a Generation, end: u64) -> Self {
         Self { storage, end }
     }
 
@@ -325,11 +321,11 @@ mod tests {
         let folder = Folder::new();
         let (storage, mut appender) = folder.open().unwrap();
         commit(&mut appender, 10, &[(1, Write::Data(b"one"))]);
-        let one = storage.position(Oid(1)).unwrap();
+        let one = storage.current().position(Oid(1)).unwrap();
         commit(&mut appender, 20, &[(1, Write::Same(one))]);
-        let back = storage.position(Oid(1)).unwrap();
+        let back = storage.current().position(Oid(1)).unwrap();
         commit(&mut appender, 30, &[(1, Write::Gone)]);
-        let gone = storage.position(Oid(1)).unwrap();
+        let gone = storage.current().position(Oid(1)).unwrap();
         commit(&mut appender, 40, &[]);
         let mut last = transaction(
             Tid(50),

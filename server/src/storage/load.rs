@@ -177,10 +177,10 @@ mod tests {
         let (storage, mut appender) = folder.open().unwrap();
         let long = vec![b'x'; 10_000];
         commit(&mut appender, 10, &[(1, Write::Data(b"one")), (2, Write::Data(b"other"))]);
-        let first = storage.position(Oid(1)).unwrap();
+        let first = storage.current().position(Oid(1)).unwrap();
         commit(&mut appender, 20, &[(1, Write::Data(&long))]);
         commit(&mut appender, 30, &[(1, Write::Same(first))]);
-        let back = storage.position(Oid(1)).unwrap();
+        let back = storage.current().position(Oid(1)).unwrap();
         commit(&mut appender, 40, &[(1, Write::Same(back))]);
         commit(&mut appender, 50, &[(1, Write::Gone)]);
         commit(&mut appender, 60, &[(1, Write::Data(b"again"))]);

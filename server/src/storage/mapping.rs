@@ -19,13 +19,16 @@ use zeoring_shared::ids::{Oid, Tid};
 use zeoring_shared::io::DiskFile;
 use zeoring_shared::record::{COMMITTED, PACKED};
 
+use super::pack::{Handover, Outcome, Progress, Successor};
 use super::{
     Appender, Body, Checked, Commit, Facts, HistoryEntry, Loading, Metadata, NextRecord,
     RecordCursor, RecordEntry, Revision, Storage, StorageError, TransactionCursor,
-    TransactionEntry, UndoEntry,
+    TransactionEntry, UndoEntry, View,
 };
 use crate::commit::check::{Tally, check_read, read_spool};
 use crate::commit::draft::{Draft, Operation};
+
+mod pack;
 
 /// Bytes that an object counts for in the size, beside its revisions.
 const OBJECT_SIZE: u64 = 50;
@@ -49,6 +52,8 @@ struct State {
     transactions: BTreeMap<Tid, Transaction>,
     size: u64,
     last: Tid,
+    /// To when it was packed last.
+    packed: Option<Tid>,
 }
 
 /// By rising tid; never empty.
@@ -97,6 +102,10 @@ impl MappingStorage {
         (storage.clone(), MappingAppender { storage, written: Vec::new() })
     }
 
+    fn shared(&self) -> Arc<Self> {
+        self.me.upgrade().expect("whoever asks has an Arc of it")
+    }
+
     fn state(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -137,6 +146,16 @@ impl State {
     }
 }
 
+impl View for MappingStorage {
+    fn load(&self, oid: Oid, before: Tid, visible: Tid) -> Loading {
+        Loading::Answer(self.state().load(oid, before, visible))
+    }
+
+    fn data_file(&self) -> Option<Arc<dyn DiskFile>> {
+        None
+    }
+}
+
 impl Storage for MappingStorage {
     fn facts(&self) -> &Facts {
         &self.facts
@@ -171,12 +190,8 @@ impl Storage for MappingStorage {
         Ok(oids)
     }
 
-    fn load(&self, oid: Oid, before: Tid, visible: Tid) -> Loading {
-        Loading::Answer(self.state().load(oid, before, visible))
-    }
-
-    fn data_file(&self) -> Option<Arc<dyn DiskFile>> {
-        None
+    fn view(&self) -> Arc<dyn View> {
+        self.shared()
     }
 
     fn load_serial(&self, oid: Oid, serial: Tid, visible: Tid) -> Result<Bytes, StorageError> {
@@ -225,7 +240,7 @@ impl Storage for MappingStorage {
     }
 
     fn transactions(&self, start: Tid, stop: Tid) -> Box<dyn TransactionCursor> {
-        let storage = self.me.upgrade().expect("whoever asks has an Arc of it");
+        let storage = self.shared();
         let stop = stop.min(self.last_tid());
         Box::new(Transactions { storage, start: Bound::Included(start), stop, last: None })
     }
@@ -261,6 +276,10 @@ impl Storage for MappingStorage {
         Ok(tally.into_checked())
     }
 
+    fn pack(&self, stop: Tid, _: &Progress, _: &dyn Handover) -> Result<Outcome, StorageError> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner).pack(stop)
+    }
+
     fn save_index(&self) -> Result<(), StorageError> {
         Ok(())
     }
@@ -290,6 +309,10 @@ impl Appender for MappingAppender {
             assert!(state.last < written.tid, "the commit thread gives out rising ids");
             state.publish(written);
         }
+    }
+
+    fn succeed(&mut self, _: Successor) -> Result<Arc<dyn View>, StorageError> {
+        Err(refused("file to put another in place of"))
     }
 
     fn close(&mut self) -> Result<(), StorageError> {

@@ -5,15 +5,18 @@
 //! nobody before [`Appender::publish`].
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use zeoring_shared::ids::{Oid, Tid};
+use zeoring_shared::io::DiskFile;
 
 use crate::commit::draft::{Draft, Span};
 
 pub mod append;
 pub mod error;
 pub mod file;
+pub mod generation;
 pub mod history;
 pub mod index;
 pub mod index_file;
@@ -22,8 +25,11 @@ pub mod iterate;
 pub mod load;
 pub mod lockfile;
 pub mod mapping;
+#[cfg(test)]
+mod mortal;
 mod oids;
 pub mod open;
+pub mod pack;
 pub mod paths;
 mod recover;
 pub mod space;
@@ -69,6 +75,21 @@ pub enum Loading {
     Walk(load::Walk),
 }
 
+/// A storage as it stands from one pack to the next. Asked on reactors, and never waits.
+///
+/// A view that a pack has overtaken still gives right answers about every transaction that was
+/// committed before the pack put the next one in its place.
+pub trait View: Send + Sync + std::fmt::Debug {
+    /// Takes up a load. Never waits, and allocates nothing on the way of a [`Loading::Walk`].
+    ///
+    /// The revision is the newest that is older than `before` and not later than `visible`; an
+    /// `end` later than `visible` is told as `None`.
+    fn load(&self, oid: Oid, before: Tid, visible: Tid) -> Loading;
+
+    /// The file that [`Loading::Walk`] wants records of.
+    fn data_file(&self) -> Option<Arc<dyn DiskFile>>;
+}
+
 /// A question that may have to wait for the disk. Asked on a clerk's thread, never on a reactor.
 ///
 /// Every method takes the last transaction that the asking connection may know of, `visible`, and
@@ -89,14 +110,8 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     /// Gives out oids that nobody has. At most 100 a call are asked for.
     fn new_oids(&self, count: usize) -> Result<Vec<Oid>, StorageError>;
 
-    /// Takes up a load. Never waits, and allocates nothing on the way of a [`Loading::Walk`].
-    ///
-    /// The revision is the newest that is older than `before` and not later than `visible`; an
-    /// `end` later than `visible` is told as `None`.
-    fn load(&self, oid: Oid, before: Tid, visible: Tid) -> Loading;
-
-    /// The file that [`Loading::Walk`] wants records of.
-    fn data_file(&self) -> Option<std::sync::Arc<dyn zeoring_shared::io::DiskFile>>;
+    /// The storage as it stands until the next pack: what reactors answer loads from.
+    fn view(&self) -> Arc<dyn View>;
 
     /// The data of exactly one revision.
     fn load_serial(&self, oid: Oid, serial: Tid, visible: Tid) -> Result<Bytes, StorageError>;
@@ -144,6 +159,19 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     /// [`StorageError::WouldWait`]: ask again, patiently, on a clerk's thread.
     fn check(&self, draft: &Draft, patience: bool) -> Result<Checked, StorageError>;
 
+    /// Packs: takes away what was not current at `stop` or later, and what nothing refers to.
+    /// Waits for the disk, for long, while loads and commits go on. One at a time.
+    ///
+    /// # Errors
+    ///
+    /// Nothing has changed, but in the one case that [`Appender::succeed`] tells of.
+    fn pack(
+        &self,
+        stop: Tid,
+        progress: &pack::Progress,
+        handover: &dyn pack::Handover,
+    ) -> Result<pack::Outcome, StorageError>;
+
     /// Saves what makes the next start fast. May be called while commits go on.
     ///
     /// # Errors
@@ -178,6 +206,15 @@ pub trait Appender: Send + std::fmt::Debug {
 
     /// Lets everybody see what the last [`Appender::write`] has written.
     fn publish(&mut self, batch: &[Commit]);
+
+    /// Puts a packed file in the place of the data file, and returns what loads are to be answered
+    /// from. Everything that was written is published.
+    ///
+    /// # Errors
+    ///
+    /// Nothing has changed; or, if the verdict is to poison, which file the next start finds is
+    /// unknown, and the storage takes no more commits.
+    fn succeed(&mut self, successor: pack::Successor) -> Result<Arc<dyn View>, StorageError>;
 
     /// Leaves the storage as the next start, or Python's, wants it: index saved, lock given back.
     fn close(&mut self) -> Result<(), StorageError>;

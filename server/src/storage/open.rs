@@ -18,6 +18,7 @@ use super::file::{FileStorage, Opened};
 use super::index::Index;
 use super::index_read::{self, Loaded};
 use super::lockfile::{LockError, LockFile};
+use super::pack::Blobs;
 use super::paths::{beside, folder};
 use super::recover::{self, Proof, Rest};
 use super::{StorageError, index_file};
@@ -26,6 +27,24 @@ use crate::log::{self, Severity, Source};
 /// How far in the future the last transaction may be. Clocks of one site differ by less, and every
 /// later tid would be as wrong.
 const FUTURE_MAX: Duration = Duration::from_secs(60 * 60);
+
+/// How a data file is packed.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Packing {
+    /// A pack also removes objects that nothing refers to.
+    pub gc: bool,
+    /// A pack keeps the file as it was before, as `.old`.
+    pub keep_old: bool,
+    /// The blobs that are packed along.
+    pub blobs: Option<Blobs>,
+}
+
+impl Default for Packing {
+    /// As ZODB does it.
+    fn default() -> Self {
+        Self { gc: true, keep_old: true, blobs: None }
+    }
+}
 
 /// How to open a data file.
 #[derive(Clone, Debug, Default)]
@@ -38,6 +57,8 @@ pub struct Options {
     pub quota: Option<u64>,
     /// Open a file whose last transaction is far in the future, as a clock set wrong leaves it.
     pub future_allowed: bool,
+    /// How it is packed.
+    pub packing: Packing,
 }
 
 /// A data file cannot be opened. Says which one, why, and what to do.
@@ -150,11 +171,15 @@ pub fn open(
         opening.cut_off(&*file, scanned.end, size, &rest)?;
     }
     opening.check_clock(scanned.last)?;
+    if !options.read_only {
+        opening.tidy();
+    }
     let storage = FileStorage::new(Opened {
         machine: machine.clone(),
         path: path.into(),
         file,
         index: start.index,
+        packing: options.packing.clone(),
         quota: options.quota,
         read_only: options.read_only,
         end: scanned.end,
@@ -386,6 +411,18 @@ impl Opening<'_> {
             ),
         );
         Ok(())
+    }
+
+    /// Removes what a pack has left that was cut short. The data file is there, so no pack has
+    /// put this in its place.
+    fn tidy(&self) {
+        let pack = beside(self.path, ".pack");
+        let disk = &*self.machine.disk;
+        if disk.exists(&pack).is_ok_and(|there| there) {
+            let removed = disk.remove(&pack);
+            let text = format_args!("{}: left by a pack; removed: {removed:?}", pack.display());
+            log::event(Source::FILE_STORAGE, Severity::Warning, "", text);
+        }
     }
 
     fn check_clock(&self, last: Tid) -> Result<(), OpenError> {

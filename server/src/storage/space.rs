@@ -14,8 +14,11 @@
 
 use std::sync::{Arc, PoisonError, TryLockError};
 
+use zeoring_shared::io::DiskFile;
+
 use super::StorageError;
 use super::file::FileStorage;
+use super::generation::Generation;
 use crate::log::{self, Severity, Source};
 
 /// Space is taken from the disk in steps of this many bytes.
@@ -32,7 +35,9 @@ pub(super) struct Space {
 /// Room for one transaction, from its vote until it is published or given up. Given back on drop.
 #[derive(Debug)]
 pub struct Reservation {
-    storage: Arc<FileStorage>,
+    pub(super) storage: Arc<FileStorage>,
+    /// The file in which the positions lie that its vote has found.
+    pub(super) generation: Arc<Generation>,
     bytes: u64,
 }
 
@@ -40,20 +45,37 @@ impl Space {
     pub(super) fn new(end: u64, quota: Option<u64>) -> Self {
         Self { promised: 0, reserved: end, quota }
     }
+
+    /// Sets aside in another file, which ends at `end`, what was promised in this one and some
+    /// more. Returns up to where.
+    pub(super) fn promise_in(&self, file: &dyn DiskFile, end: u64) -> Result<u64, StorageError> {
+        let bytes = self.promised + STEP;
+        let reserved = file.reserve(end, bytes);
+        reserved.map(|()| end + bytes).map_err(|source| StorageError::NoSpace { source })
+    }
+
+    /// Goes on in the file of [`Space::promise_in`].
+    pub(super) fn go_on(&mut self, reserved: u64) {
+        self.reserved = reserved;
+    }
 }
 
 impl FileStorage {
-    /// Sets space aside for a transaction of at most that many bytes.
+    /// Sets space aside for a transaction of at most that many bytes, checked against a generation.
     ///
     /// # Errors
     ///
     /// [`StorageError::Quota`], [`StorageError::NoSpace`]: nothing was set aside.
-    pub fn reserve(&self, bytes: u64) -> Result<Reservation, StorageError> {
+    pub fn reserve(
+        &self,
+        generation: &Arc<Generation>,
+        bytes: u64,
+    ) -> Result<Reservation, StorageError> {
         let mut space = self.space.lock().unwrap_or_else(PoisonError::into_inner);
         let (promised, needed) = self.needs(&space, bytes)?;
         self.extend(&mut space, needed)?;
         space.promised = promised;
-        Ok(Reservation { storage: self.shared(), bytes })
+        Ok(Reservation { storage: self.shared(), generation: Arc::clone(generation), bytes })
     }
 
     /// Sets space aside as [`FileStorage::reserve`] does, out of what was reserved before.
@@ -62,7 +84,11 @@ impl FileStorage {
     ///
     /// [`StorageError::Quota`], or [`StorageError::WouldWait`] if the file system, or another
     /// thread, would have to be waited for: nothing was set aside.
-    pub fn reserve_now(&self, bytes: u64) -> Result<Reservation, StorageError> {
+    pub fn reserve_now(
+        &self,
+        generation: &Arc<Generation>,
+        bytes: u64,
+    ) -> Result<Reservation, StorageError> {
         let mut space = match self.space.try_lock() {
             Ok(space) => space,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -73,7 +99,7 @@ impl FileStorage {
             return Err(StorageError::WouldWait);
         }
         space.promised = promised;
-        Ok(Reservation { storage: self.shared(), bytes })
+        Ok(Reservation { storage: self.shared(), generation: Arc::clone(generation), bytes })
     }
 
     /// Bytes promised and bytes needed if that many were set aside as well.
@@ -104,11 +130,27 @@ impl FileStorage {
         let target = needed.checked_next_multiple_of(STEP).unwrap_or(needed);
         let start = space.reserved;
         // A nearly full disk may have room for what is needed, though not for the whole step.
-        self.file
-            .reserve(start, target - start)
+        let file = &self.current().file;
+        file.reserve(start, target - start)
             .map(|()| space.reserved = target)
-            .or_else(|_| self.file.reserve(start, needed - start).map(|()| space.reserved = needed))
+            .or_else(|_| file.reserve(start, needed - start).map(|()| space.reserved = needed))
             .map_err(|source| StorageError::NoSpace { source })
+    }
+}
+
+impl Reservation {
+    /// Sets more space aside.
+    ///
+    /// # Errors
+    ///
+    /// As [`FileStorage::reserve`].
+    pub(super) fn enlarge(&mut self, bytes: u64) -> Result<(), StorageError> {
+        let mut space = self.storage.space.lock().unwrap_or_else(PoisonError::into_inner);
+        let (promised, needed) = self.storage.needs(&space, bytes)?;
+        self.storage.extend(&mut space, needed)?;
+        space.promised = promised;
+        self.bytes += bytes;
+        Ok(())
     }
 }
 
@@ -131,15 +173,18 @@ mod tests {
         let (disk, machine) = FaultyDisk::machine();
         let options = Options { quota: Some(4 * STEP), ..Default::default() };
         let (storage, _appender) = open(&machine, &folder.path(), &options).unwrap();
-        let first = storage.reserve(2 * STEP).unwrap();
+        let first = storage.reserve(&storage.current(), 2 * STEP).unwrap();
         for bytes in [2 * STEP, u64::MAX] {
-            assert!(matches!(storage.reserve(bytes), Err(StorageError::Quota)));
+            assert!(matches!(storage.reserve(&storage.current(), bytes), Err(StorageError::Quota)));
         }
         disk.set(Fault::Reserve);
         // Up to the end of the third step, space was reserved ahead.
-        let second = storage.reserve(STEP / 2).unwrap();
-        assert!(matches!(storage.reserve(STEP), Err(StorageError::NoSpace { .. })));
+        let second = storage.reserve(&storage.current(), STEP / 2).unwrap();
+        assert!(matches!(
+            storage.reserve(&storage.current(), STEP),
+            Err(StorageError::NoSpace { .. })
+        ));
         drop((first, second));
-        storage.reserve(2 * STEP).unwrap();
+        storage.reserve(&storage.current(), 2 * STEP).unwrap();
     }
 }

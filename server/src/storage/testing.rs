@@ -141,14 +141,14 @@ pub(crate) fn load(
     visible: Tid,
 ) -> Result<Option<Revision>, StorageError> {
     let oid = Oid(oid);
-    let mut walk = match storage.load(oid, before, visible) {
+    let mut walk = match storage.view().load(oid, before, visible) {
         Loading::Answer(answer) => return answer,
         Loading::Walk(walk) => walk,
     };
     loop {
         let want = walk.want();
         let mut bytes = vec![0; want.length];
-        storage.read(want.position, &mut bytes, true)?;
+        storage.current().read(want.position, &mut bytes, true)?;
         match walk.step(&bytes)? {
             Step::Read => {}
             Step::Found { data, serial, end } => {
@@ -168,6 +168,8 @@ pub(crate) enum Fault {
     /// Writes take half their bytes and fail.
     Write,
     Sync,
+    /// Names are not made durable.
+    Folder,
     /// Nothing can be reserved.
     Reserve,
     /// Nothing is in memory.
@@ -208,6 +210,10 @@ impl Disk for FaultyDisk {
         RealDisk.rename(source, target)
     }
 
+    fn link(&self, source: &Path, target: &Path) -> io::Result<()> {
+        RealDisk.link(source, target)
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         RealDisk.remove(path)
     }
@@ -220,7 +226,18 @@ impl Disk for FaultyDisk {
         RealDisk.list(folder)
     }
 
+    fn make_folder(&self, folder: &Path) -> io::Result<()> {
+        RealDisk.make_folder(folder)
+    }
+
+    fn remove_folder(&self, folder: &Path) -> io::Result<()> {
+        RealDisk.remove_folder(folder)
+    }
+
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        if *self.fault.lock().unwrap() == Fault::Folder {
+            return Err(io::Error::from_raw_os_error(5));
+        }
         RealDisk.sync_folder(folder)
     }
 }

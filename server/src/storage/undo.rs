@@ -14,7 +14,7 @@ use bytes::Bytes;
 use zeoring_shared::ids::{Oid, Tid};
 use zeoring_shared::record::{COMMITTED, DataHeader, PACKED, TransactionHeader};
 
-use super::file::FileStorage;
+use super::generation::Generation;
 use super::iterate::{self, Records};
 use super::{Body, Change, METADATA_BYTES_MAX, StorageError, UndoEntry, history};
 use crate::commit::check::read_spool;
@@ -37,7 +37,7 @@ const CHANGED_SINCE_ADDED: &str =
 ///
 /// [`StorageError::Corrupt`], [`StorageError::Read`].
 pub fn undo_log(
-    storage: &FileStorage,
+    storage: &Generation,
     skip: usize,
     count: usize,
     wanted: &dyn Fn(&UndoEntry) -> bool,
@@ -78,7 +78,7 @@ pub fn undo_log(
 /// # Errors
 ///
 /// [`StorageError::Undo`] if there is no such transaction, or it was packed.
-pub fn undo_oids(storage: &FileStorage, tid: Tid) -> Result<Vec<Oid>, StorageError> {
+pub fn undo_oids(storage: &Generation, tid: Tid) -> Result<Vec<Oid>, StorageError> {
     let (position, header) = undoable(storage, tid)?;
     let (mut records, mut oids) = (Records::of(position, &header), BTreeSet::new());
     while let Some((_, record)) = records.next(storage)? {
@@ -95,7 +95,7 @@ pub fn undo_oids(storage: &FileStorage, tid: Tid) -> Result<Vec<Oid>, StorageErr
 /// [`StorageError::Undo`] if there is no such transaction, or it was packed;
 /// [`StorageError::MultipleUndo`] if some of its objects cannot be undone.
 pub(crate) fn undo(
-    storage: &FileStorage,
+    storage: &Generation,
     draft: &Draft,
     tid: Tid,
     pending: &HashMap<Oid, Body>,
@@ -127,7 +127,7 @@ pub(crate) fn undo(
     }
 }
 
-fn undoable(storage: &FileStorage, tid: Tid) -> Result<(u64, TransactionHeader), StorageError> {
+fn undoable(storage: &Generation, tid: Tid) -> Result<(u64, TransactionHeader), StorageError> {
     let reason = match iterate::find(storage, tid)? {
         Some((position, header)) if header.status == COMMITTED => return Ok((position, header)),
         Some(_) => NOT_UNDOABLE,
@@ -151,7 +151,7 @@ enum Current {
 }
 
 fn undo_record(
-    storage: &FileStorage,
+    storage: &Generation,
     draft: &Draft,
     at: u64,
     record: &DataHeader,
@@ -189,7 +189,7 @@ fn undo_record(
 /// another, back pointers are followed for one hop: that is how FileStorage knows, without reading
 /// any data, an undo that led back to the record at `at`.
 fn current(
-    storage: &FileStorage,
+    storage: &Generation,
     oid: Oid,
     at: u64,
     pending: Option<&Body>,
@@ -401,7 +401,7 @@ mod tests {
             };
             let found = found.unwrap();
             let position = |oid, tid| {
-                history::revisions(&storage, Oid(oid), true)
+                history::revisions(&storage.current(), Oid(oid), true)
                     .map(|revision| revision.unwrap())
                     .find(|(_, header)| header.serial == Tid(tid))
                     .map(|(position, _)| position)
@@ -442,11 +442,11 @@ mod tests {
             let gone = storage.serial(Oid(oid), Tid::MAX);
             assert!(matches!(gone, Err(StorageError::UnknownObject { .. })), "{gone:?}");
         }
-        assert_eq!(undo_oids(&storage, Tid(50)).unwrap(), [Oid(1), Oid(2)]);
+        assert_eq!(undo_oids(&storage.current(), Tid(50)).unwrap(), [Oid(1), Oid(2)]);
     }
 
     /// A file whose transactions 10 and 20 a pack has been through.
-    fn packed(folder: &Folder) -> (std::sync::Arc<FileStorage>, impl Sized) {
+    fn packed(folder: &Folder) -> (std::sync::Arc<crate::storage::file::FileStorage>, impl Sized) {
         let (storage, mut appender) = folder.open().unwrap();
         let mut serial = 0;
         for tid in [10, 20, 30, 40, 50] {
@@ -472,7 +472,7 @@ mod tests {
         ];
         for (tid, expected) in rows {
             for found in [
-                undo_oids(&storage, Tid(tid)).map(drop),
+                undo_oids(&storage.current(), Tid(tid)).map(drop),
                 storage.check(&draft(&[Undo(tid)]), true).map(drop),
             ] {
                 let Err(StorageError::Undo { reason, oid: None }) = found else {
@@ -499,7 +499,7 @@ mod tests {
         ];
         for (skip, count, unwanted, visible, expected) in rows {
             let wanted = |entry: &UndoEntry| entry.tid != Tid(unwanted);
-            let found = undo_log(&storage, skip, count, &wanted, Tid(visible)).unwrap();
+            let found = undo_log(&storage.current(), skip, count, &wanted, Tid(visible)).unwrap();
             let tids: Vec<_> = found.iter().map(|entry| entry.tid.0).collect();
             assert_eq!(tids, expected, "{skip} {count} {unwanted} {visible}");
             for entry in found {

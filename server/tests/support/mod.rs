@@ -491,6 +491,10 @@ impl Disk for SlowDisk {
         self.disk.rename(source, target)
     }
 
+    fn link(&self, source: &Path, target: &Path) -> io::Result<()> {
+        self.disk.link(source, target)
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.disk.remove(path)
     }
@@ -501,6 +505,14 @@ impl Disk for SlowDisk {
 
     fn list(&self, folder: &Path) -> io::Result<Vec<std::ffi::OsString>> {
         self.disk.list(folder)
+    }
+
+    fn make_folder(&self, folder: &Path) -> io::Result<()> {
+        self.disk.make_folder(folder)
+    }
+
+    fn remove_folder(&self, folder: &Path) -> io::Result<()> {
+        self.disk.remove_folder(folder)
     }
 
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {

@@ -26,6 +26,9 @@ impl TransactionHeader {
     /// Bytes of the fixed part.
     pub const LEN: usize = 23;
 
+    /// Where in it the length stands, for whoever knows it last.
+    pub const LENGTH_AT: u64 = Self::LENGTH.start as u64;
+
     const TID: Range<usize> = 0..8;
     const LENGTH: Range<usize> = 8..16;
     const STATUS: usize = 16;

@@ -13,12 +13,16 @@
 //!   record        header 42 | pickles        or, if the length is 0: header 42 | back pointer 8
 //! ```
 
+pub mod blob;
 pub mod build;
 pub mod header;
+pub mod references;
 pub mod scan;
 
+pub use blob::{BLOB_PREFIX, is_blob};
 pub use build::Builder;
 pub use header::{DataHeader, TransactionHeader};
+pub use references::{References, Unreadable};
 pub use scan::{Body, Record, Records, Transaction};
 
 /// The first bytes of a data file (`packed_version` of `ZODB/_compat.py` on Python 3).

@@ -117,6 +117,16 @@ impl ErrorReply {
         Self::new("builtins.KeyError", vec![Value::Int(key)])
     }
 
+    /// A reference leads to an object that is not there.
+    pub fn no_object(oid: Oid) -> Self {
+        Self::new("builtins.KeyError", vec![bytes(oid.to_bytes())])
+    }
+
+    /// A FileStorage cannot do that, in its own words.
+    pub fn file_storage_error(text: &str) -> Self {
+        Self::with_text("ZODB.FileStorage.FileStorage.FileStorageError", text)
+    }
+
     /// The storage has no such method.
     pub fn attribute_error(method: &str) -> Self {
         let text = format!("'ZEOStorage' object has no attribute '{method}'");
