@@ -19,7 +19,7 @@ const RECORD: &[u8] =
     b"\x80\x03cpersistent.mapping\nPersistentMapping\nq\x00.\x80\x03}q\x01X\x04\x00\x00\x00dataq\x02}q\x03s.";
 
 /// Others, as short as they may be.
-const SECOND: &[u8] = b"\x80\x03cmodule\nSecond\nq\x00.\x80\x03N.";
+const SECOND: &[u8] = b"\x80\x03cmodule\nSecond\nq\x00.\x80\x03C\x08\0\0\0\0\0\0\0\0Q.";
 const ONE: &[u8] = b"\x80\x03cmodule\nOne\nq\x00.\x80\x03N.";
 
 fn ctl(arguments: &[&str]) -> Output {
@@ -125,9 +125,11 @@ fn an_object_is_loaded_byte_by_byte_and_dumped_for_people_in_any_revision() {
     assert_eq!(old["class"], "persistent.mapping.PersistentMapping");
     assert_eq!(old["serial"], first.to_string());
     assert_eq!(old["end"], second.to_string());
+    assert_eq!(old["references"], Value::Array(Vec::new()));
     let by_serial = json(&["dump", &server, "0", "--serial", &first.to_string()]);
     assert_eq!(by_serial, old);
     let text = said(&["dump", &server, "0"]);
+    assert!(text.contains("refers  to 0000000000000000"), "{text}");
     assert!(
         text.contains("class   module.Second") && text.contains("none: it is current"),
         "{text}"

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde_json::json;
 use zeoring_client::{ClientError, Revision};
 use zeoring_shared::ids::{Oid, Tid};
+use zeoring_shared::record::{References, Unreadable};
 
 use crate::connect::Connect;
 use crate::print::{Failure, hex_number, line, show};
@@ -78,6 +79,14 @@ pub(crate) fn dump(arguments: &Dump) -> Result<(), Failure> {
     let end = revision.end.map_or_else(|| "none: it is current".to_owned(), |tid| tid.to_string());
     line(format_args!("end     {end}"))?;
     line(format_args!("bytes   {}", revision.data.len()))?;
+    match references(&revision.data) {
+        Ok(oids) if oids.is_empty() => line(format_args!("refers  to nothing"))?,
+        Ok(oids) => {
+            let oids: Vec<String> = oids.iter().map(Oid::to_string).collect();
+            line(format_args!("refers  to {}", oids.join(" ")))?;
+        }
+        Err(error) => line(format_args!("refers  nobody knows to what: {error}"))?,
+    }
     for (number, row) in revision.data.chunks(16).enumerate() {
         let hex: Vec<String> = row.iter().map(|byte| format!("{byte:02x}")).collect();
         let is_plain = |byte: &u8| byte.is_ascii_graphic() || *byte == b' ';
@@ -106,7 +115,21 @@ fn to_json(oid: Oid, revision: &Revision) -> serde_json::Value {
         "oid": oid.to_string(), "class": class_of(&revision.data),
         "serial": revision.serial.to_string(), "end": revision.end.map(|tid| tid.to_string()),
         "bytes": revision.data.len(), "data_hex": hex,
+        "references": references(&revision.data).ok().map(|oids| {
+            oids.iter().map(Oid::to_string).collect::<Vec<_>>()
+        }),
     })
+}
+
+/// The objects that a record refers to, each once, in the order in which it names them.
+fn references(data: &[u8]) -> Result<Vec<Oid>, Unreadable> {
+    let mut oids = Vec::new();
+    References::default().walk(data, |oid| {
+        if !oids.contains(&oid) {
+            oids.push(oid);
+        }
+    })?;
+    Ok(oids)
 }
 
 /// The class that a record begins with, where it is written as ZODB writes it: the opcode GLOBAL
