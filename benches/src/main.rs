@@ -15,6 +15,7 @@ mod process;
 mod raw;
 mod report;
 mod run;
+mod seed;
 mod soak;
 
 use std::process::ExitCode;
@@ -40,6 +41,8 @@ struct Arguments {
 enum Job {
     /// Add, update, read and prefetch objects on a server that runs already.
     Run(run::Arguments),
+    /// What ZEO's author measured: add, update, cached, read, prefetch; a load across and within.
+    Seed(seed::Arguments),
     /// Loads: latency, loads/s and pipelined objects/s, as ratios to floor and ceiling.
     Loads(loads::Arguments),
     /// Commits: one committer against append + fdatasync, and several against one.
@@ -64,6 +67,7 @@ enum Kind {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().job {
         Job::Run(arguments) => run::run(&arguments),
+        Job::Seed(arguments) => seed::run(&arguments),
         Job::Loads(arguments) => loads::run(&arguments),
         Job::Commits(arguments) => commits::run(&arguments),
         Job::Clients(arguments) => clients::run(&arguments),

@@ -20,7 +20,7 @@ const START_MAX: Duration = Duration::from_secs(20);
 const LOG_LINES_SHOWN: usize = 12;
 
 /// Kills the process when it goes out of scope, however that happens.
-struct Guard(Child);
+pub(crate) struct Guard(pub(crate) Child);
 
 impl Drop for Guard {
     fn drop(&mut self) {
