@@ -53,12 +53,15 @@ struct Flags {
     /// Start, open the storages, and exit
     #[arg(long, action = ArgAction::SetTrue)]
     test: bool,
+    /// Say whether flags and configuration are in order, and exit; opens and changes nothing
+    #[arg(long, action = ArgAction::SetTrue)]
+    check_config: bool,
 }
 
 /// Why there are no settings: print this, and end.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Stop {
-    /// Help or version was asked for: to the standard output, exit code 0.
+    /// Help, version or a check was asked for: to the standard output, exit code 0.
     Answer(String),
     /// The flags or the configuration are wrong: to the standard error, [`EXIT_USAGE`].
     Usage(String),
@@ -76,8 +79,32 @@ pub fn read(
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Stop::Answer(error.to_string()),
             _ => Stop::Usage(error.to_string()),
         })?;
-    settings(flags, environment)
-        .map_err(|error| Stop::Usage(format!("Error: {error}\nFor help, use -h\n")))
+    let is_check = flags.check_config;
+    let settings = settings(flags, environment)
+        .map_err(|error| Stop::Usage(format!("Error: {error}\nFor help, use -h\n")))?;
+    if is_check { Err(Stop::Answer(summary(&settings))) } else { Ok(settings) }
+}
+
+/// What a server with these settings would do, for whoever wrote them.
+fn summary(settings: &Settings) -> String {
+    let warnings = settings.notices.iter().map(|notice| format!("Warning: {notice}\n"));
+    let mut text: String = warnings.collect();
+    let mode = if settings.read_only { "to read only" } else { "to read and write" };
+    text += &format!("In order. Would listen at {} and serve, {mode}:\n", settings.address);
+    for storage in &settings.storages {
+        text += &format!("  {}: {}\n", storage.name, described(&storage.kind));
+    }
+    text
+}
+
+fn described(kind: &StorageKind) -> String {
+    match kind {
+        StorageKind::File(file) => file.path.display().to_string(),
+        StorageKind::Mapping { .. } => "in memory".to_owned(),
+        StorageKind::Blob { blob_dir, base } => {
+            format!("{}, its blobs in {}", described(base), blob_dir.display())
+        }
+    }
 }
 
 fn settings(flags: Flags, environment: Environment<'_>) -> Result<Settings, ConfigError> {
@@ -202,6 +229,15 @@ mod tests {
         assert_eq!(settings.address, Address::Tcp { host: None, port: 2 });
         let words = ["-C", file, "-X", "zeo/read-only=yes", "--pid-file", "p"];
         assert_eq!(read_words(&words).unwrap().pid_file, None);
+    }
+
+    #[test]
+    fn a_check_tells_what_would_be_served_or_what_is_wrong_and_opens_nothing() {
+        let words = ["-a", "1", "-f", "/nowhere/Data.fs", "--check-config"];
+        let Err(Stop::Answer(text)) = read_words(&words) else { panic!("it is in order") };
+        assert!(text.starts_with("In order. Would listen at "), "{text}");
+        assert!(text.ends_with("  1: /nowhere/Data.fs\n"), "{text}");
+        assert!(complaint(&["-f", "x", "--check-config"]).contains("use -a or -C"));
     }
 
     #[test]
