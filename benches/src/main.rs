@@ -11,10 +11,12 @@ mod error;
 mod floor;
 mod loads;
 mod machine;
+mod make;
 mod process;
 mod raw;
 mod report;
 mod run;
+mod scale;
 mod seed;
 mod soak;
 
@@ -51,6 +53,8 @@ enum Job {
     Clients(clients::Arguments),
     /// Millions of calls with chance on both sides: no wake-up may be lost.
     Soak(soak::Arguments),
+    /// How it grows: databases of more objects, and larger objects, warm and cold.
+    Scale(scale::Arguments),
     /// Memory of the server for each idle connection.
     Connections(connections::Arguments),
     /// The other end of a floor or a ceiling: what this program starts for itself.
@@ -72,6 +76,7 @@ fn main() -> ExitCode {
         Job::Commits(arguments) => commits::run(&arguments),
         Job::Clients(arguments) => clients::run(&arguments),
         Job::Soak(arguments) => soak::run(&arguments),
+        Job::Scale(arguments) => scale::run(&arguments),
         Job::Connections(arguments) => connections::run(&arguments),
         Job::Respond { kind } => respond(kind),
     };

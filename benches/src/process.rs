@@ -86,7 +86,9 @@ pub(crate) struct Server {
     name: &'static str,
     socket: SocketAddr,
     process: Guard,
-    directory: TempDir,
+    folder: PathBuf,
+    /// The folder, if it is to go away with the server.
+    directory: Option<TempDir>,
 }
 
 impl Server {
@@ -100,6 +102,17 @@ impl Server {
     ) -> Result<Self, BenchError> {
         let directory = TempDir::with_prefix_in("zeoring-bench-", parent)
             .map_err(doing("making a temporary directory"))?;
+        let mut server = Self::start_in(program, cpus, directory.path())?;
+        server.directory = Some(directory);
+        Ok(server)
+    }
+
+    /// The same on `Data.fs` in a directory that there is, and that stays.
+    pub(crate) fn start_in(
+        program: &Program,
+        cpus: &[usize],
+        folder: &Path,
+    ) -> Result<Self, BenchError> {
         let socket = free_port()?;
         let mut command = match program {
             Program::Zeoring(path) => {
@@ -113,14 +126,15 @@ impl Server {
                 command
             }
         };
-        let log = File::create(directory.path().join("log")).map_err(doing("making a log file"))?;
+        let log = File::create(folder.join("log")).map_err(doing("making a log file"))?;
         let log_too = log.try_clone().map_err(doing("making a log file"))?;
         command.arg("-a").arg(socket.to_string());
-        command.arg("-f").arg(directory.path().join("Data.fs"));
+        command.arg("-f").arg(folder.join("Data.fs"));
         command.stdin(Stdio::null()).stdout(log).stderr(log_too);
         let process =
             pinned(cpus, || Ok(Guard(command.spawn().map_err(doing("starting a ZEO server"))?)))?;
-        let mut server = Self { name: program.name(), socket, process, directory };
+        let folder = folder.to_owned();
+        let mut server = Self { name: program.name(), socket, process, folder, directory: None };
         server.wait_until_it_answers()?;
         Ok(server)
     }
@@ -137,7 +151,17 @@ impl Server {
 
     /// The data file that it serves.
     pub(crate) fn data_file(&self) -> PathBuf {
-        self.directory.path().join("Data.fs")
+        self.folder.join("Data.fs")
+    }
+
+    /// Lets it stop in order: it saves its index.
+    pub(crate) fn stop(mut self) -> Result<(), BenchError> {
+        let child = &mut self.process.0;
+        let pid = rustix::process::Pid::from_child(child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+            .map_err(|e| doing("stopping a server")(e.into()))?;
+        child.wait().map_err(doing("waiting for the end of a server"))?;
+        Ok(())
     }
 
     /// The server's resident memory in bytes: `VmRSS` of `/proc/PID/status`.
@@ -175,7 +199,7 @@ impl Server {
     }
 
     fn failure(&self, fact: &'static str) -> BenchError {
-        let log = fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
+        let log = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         let shown = &lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..];
         BenchError::Server { name: self.name, fact, log: shown.join("\n") }
